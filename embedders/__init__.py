@@ -1,0 +1,1 @@
+"""Language models to vectors and scores: one paper, one file. Frames or tensors in, frames or tensors out."""

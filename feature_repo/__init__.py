@@ -1,0 +1,1 @@
+"""Feast definitions and the table contract: declarations only."""

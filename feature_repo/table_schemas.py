@@ -1,0 +1,369 @@
+"""Every table of the lake, declared once: grain, key, columns, units, ranges.
+
+This is the contract that the packages share. `jobs.lake` validates each table against its schema whenever
+it writes one, so a frame typed `dy.DataFrame[Impressions]` can be trusted without looking at it again.
+
+Conventions
+    ids       strings (real ids are); an id is never empty
+    time      UTC, microseconds. `event_timestamp` of a feature row is when the value became *available*;
+              `created_timestamp` is when the row was written, and a join for training must not see rows
+              written after the impression
+    windows   in the name: `item_num_clicks_7d` counts clicks in the 7 days before midnight of the row's day
+    vectors   float32, unit norm, finite; the width is in the table's fingerprint
+    names     unique over all feature tables, so that any of them may meet in one feature service
+"""
+
+import datetime as dt
+
+import dataframely as dy
+import polars as pl
+
+EARLIEST = dt.datetime(1990, 1, 1, tzinfo=dt.timezone.utc)
+"""No log of ours is older; an older time is a wrong unit (seconds read as microseconds) or a dummy value."""
+
+MAX_TEXT_CHARACTERS = 32_768
+"""A longer text in an item table is a broken export (a page of HTML, a shifted column), not a description."""
+
+ACTIVITY_WINDOWS_DAYS = (1, 7, 30, 180)
+"""Trailing windows of the activity tables. 180 days is also the look-back of the segments (LEARN: six months)."""
+
+
+def _key() -> dy.String:
+    return dy.String(primary_key=True, min_length=1)
+
+
+def _id(nullable: bool = False) -> dy.String:
+    return dy.String(nullable=nullable, min_length=1)
+
+
+def _time(primary_key: bool = False, nullable: bool = False) -> dy.Datetime:
+    return dy.Datetime(
+        primary_key=primary_key, nullable=nullable and not primary_key, time_unit="us", time_zone="UTC", min=EARLIEST
+    )
+
+
+def _text() -> dy.String:
+    return dy.String(nullable=True, max_length=MAX_TEXT_CHARACTERS)
+
+
+def _count() -> dy.Int64:
+    return dy.Int64(nullable=False, min=0)
+
+
+def _probability(nullable: bool = False) -> dy.Float64:
+    return dy.Float64(nullable=nullable, min=0.0, max=1.0)
+
+
+def _vector() -> dy.List:
+    return dy.List(dy.Float32(nullable=False), nullable=False, min_length=1)
+
+
+def _finite_unit_norm(column: str) -> pl.Expr:
+    """True where a vector is finite and of length 1 (polars orders NaN above every number, so NaN fails too)."""
+    squared = pl.col(column).list.eval(pl.element().cast(pl.Float64) ** 2).list.sum()
+    return (squared - 1.0).abs() < 1e-3
+
+
+# --- canonical tables: what a raw source must give -----------------------------------------------------------
+
+
+class Items(dy.Schema):
+    """One row per item, as it is now."""
+
+    item_id = _key()
+    title = _text()
+    category = _text()
+    brand = _text()
+    price_cents = dy.Int64(nullable=True, min=0)
+    keywords = _text()
+    attributes = _text()
+    description = _text()
+    event_timestamp = _time()  # since when the item can be shown
+    created_timestamp = _time()
+
+
+class Users(dy.Schema):
+    """One row per user."""
+
+    user_id = _key()
+    event_timestamp = _time()  # first seen
+
+
+class Queries(dy.Schema):
+    """One row per distinct query."""
+
+    query_id = _key()
+    query_text = dy.String(nullable=False, min_length=1, max_length=MAX_TEXT_CHARACTERS)
+
+
+class Impressions(dy.Schema):
+    """One row per item shown to a user, with what came of it. A conversion counts from `conversion_timestamp` on."""
+
+    impression_id = _key()
+    request_id = _id(nullable=True)  # the slate: one page of results
+    user_id = _id()
+    item_id = _id()
+    query_id = _id(nullable=True)  # null in a feed
+    position = dy.Int32(nullable=True, min=0)  # 0 = top of the slate
+    event_timestamp = _time()
+    clicked = dy.Bool(nullable=False)
+    converted = dy.Bool(nullable=False)
+    conversion_timestamp = _time(nullable=True)
+    is_sampled = dy.Bool(nullable=False)  # a negative drawn by us: nobody saw this item
+
+    @dy.rule()
+    def conversion_needs_click(cls) -> pl.Expr:
+        return ~pl.col("converted") | pl.col("clicked")
+
+    @dy.rule()
+    def conversion_timestamp_goes_with_converted(cls) -> pl.Expr:
+        return pl.col("converted") == pl.col("conversion_timestamp").is_not_null()
+
+    @dy.rule()
+    def conversion_not_before_impression(cls) -> pl.Expr:
+        return pl.col("conversion_timestamp").is_null() | (
+            pl.col("conversion_timestamp") >= pl.col("event_timestamp")
+        )
+
+    @dy.rule()
+    def sampled_rows_are_negatives(cls) -> pl.Expr:
+        return ~pl.col("is_sampled") | ~pl.col("clicked")
+
+
+class RelevanceGrades(dy.Schema):
+    """One row per judged (query, item): by people, or by the simulator's rule."""
+
+    query_id = _key()
+    item_id = _key()
+    grade = dy.Float64(nullable=False, min=0.0, max=3.0)  # 0 irrelevant .. 3 exact
+
+
+class TrueProbabilities(dy.Schema):
+    """One row per simulated impression: the probabilities its outcome was drawn from. The ceiling of any ranker."""
+
+    impression_id = _key()
+    p_ctr = _probability()
+    p_cvr = _probability()  # of converting, given the click
+    p_ctcvr = _probability()
+
+
+# --- feature tables: what Feast serves -----------------------------------------------------------------------
+
+
+class UserActivity(dy.Schema):
+    """One row per (user, midnight) at which a trailing count changes. Knows nothing of the day that begins then."""
+
+    user_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    user_num_impressions_1d = _count()
+    user_num_impressions_7d = _count()
+    user_num_impressions_30d = _count()
+    user_num_impressions_180d = _count()
+    user_num_clicks_1d = _count()
+    user_num_clicks_7d = _count()
+    user_num_clicks_30d = _count()
+    user_num_clicks_180d = _count()
+    user_num_conversions_1d = _count()
+    user_num_conversions_7d = _count()
+    user_num_conversions_30d = _count()
+    user_num_conversions_180d = _count()
+    user_ctr_1d = _probability()  # rates are smoothed towards the log's own rate so far
+    user_ctr_7d = _probability()
+    user_ctr_30d = _probability()
+    user_ctr_180d = _probability()
+    user_cvr_1d = _probability()
+    user_cvr_7d = _probability()
+    user_cvr_30d = _probability()
+    user_cvr_180d = _probability()
+
+
+class ItemActivity(dy.Schema):
+    """One row per (item, midnight) at which a trailing count changes. Knows nothing of the day that begins then."""
+
+    item_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    item_num_impressions_1d = _count()
+    item_num_impressions_7d = _count()
+    item_num_impressions_30d = _count()
+    item_num_impressions_180d = _count()
+    item_num_clicks_1d = _count()
+    item_num_clicks_7d = _count()
+    item_num_clicks_30d = _count()
+    item_num_clicks_180d = _count()
+    item_num_conversions_1d = _count()
+    item_num_conversions_7d = _count()
+    item_num_conversions_30d = _count()
+    item_num_conversions_180d = _count()
+    item_ctr_1d = _probability()
+    item_ctr_7d = _probability()
+    item_ctr_30d = _probability()
+    item_ctr_180d = _probability()
+    item_cvr_1d = _probability()
+    item_cvr_7d = _probability()
+    item_cvr_30d = _probability()
+    item_cvr_180d = _probability()
+
+
+class UserHistories(dy.Schema):
+    """One row per (user, midnight after a day with clicks): the last items clicked before it, newest last."""
+
+    user_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    history_item_ids = dy.List(dy.String(nullable=False), nullable=False, min_length=1)
+    history_timestamps = dy.List(dy.Datetime(nullable=False, time_unit="us", time_zone="UTC"), nullable=False)
+
+    @dy.rule()
+    def one_timestamp_per_item(cls) -> pl.Expr:
+        return pl.col("history_item_ids").list.len() == pl.col("history_timestamps").list.len()
+
+    @dy.rule()
+    def history_is_older_than_the_row(cls) -> pl.Expr:
+        return pl.col("history_timestamps").list.max() < pl.col("event_timestamp")
+
+
+class ItemAttributes(dy.Schema):
+    """One row per (item, event_timestamp): the catalogue fields that ID models use, as they were from then on."""
+
+    item_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    item_category = dy.String(nullable=True)
+    item_brand = dy.String(nullable=True)
+    item_price_cents = dy.Int64(nullable=True, min=0)
+
+
+class ItemContentEmbeddings(dy.Schema):
+    """One row per (item, event_timestamp): its text through a frozen encoder (LEARN, content extraction)."""
+
+    item_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    item_content_vector_id = dy.Int64(nullable=False, min=0, unique=True)
+    item_content_embedding = _vector()
+    item_content_hash = dy.String(nullable=False, min_length=1)  # of the prompt text: unchanged text is not encoded again
+
+    @dy.rule()
+    def item_content_embedding_is_finite_and_unit_norm(cls) -> pl.Expr:
+        return _finite_unit_norm("item_content_embedding")
+
+
+class UserContentInterests(dy.Schema):
+    """One row per (user, midnight): mean content vector of the user's history (LEARN's no-alignment baseline)."""
+
+    user_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    user_content_vector_id = dy.Int64(nullable=False, min=0, unique=True)
+    user_content_interest = _vector()
+    user_content_num_items = dy.Int64(nullable=False, min=1)  # history items that had a vector
+
+    @dy.rule()
+    def user_content_interest_is_finite_and_unit_norm(cls) -> pl.Expr:
+        return _finite_unit_norm("user_content_interest")
+
+
+# --- from training set to report -----------------------------------------------------------------------------
+
+
+class SplitWindows(dy.Schema):
+    """One row per split: `start` <= event_timestamp < `end`. Labels of a split are known at `labels_as_of`."""
+
+    split = dy.Enum(["train", "validation", "test"], primary_key=True)
+    start = _time()
+    end = _time()
+    labels_as_of = _time()
+    num_impressions = _count()
+
+
+class TrainingExamples(dy.Schema):
+    """One row per impression, with the features known at that moment. Feature columns follow the ones declared here.
+
+    `converted` is null where the conversion window had not passed by the split's `labels_as_of`.
+    """
+
+    impression_id = _key()
+    user_id = _id()
+    item_id = _id()
+    event_timestamp = _time()
+    split = dy.Enum(["train", "validation", "test"], nullable=False)
+    clicked = dy.Bool(nullable=False)
+    converted = dy.Bool(nullable=True)
+    is_sampled = dy.Bool(nullable=False)
+
+
+class UserSegments(dy.Schema):
+    """One row per user of the test split: tier by clicks in the 180 days before the test window (LEARN)."""
+
+    user_id = _key()
+    user_segment = dy.Enum(["cold_start", "long_tail", "others"], nullable=False)
+    num_interactions = _count()
+
+
+class ItemSegments(dy.Schema):
+    """One row per item of the test split: tier by conversions (or clicks) in the 180 days before the test window."""
+
+    item_id = _key()
+    item_segment = dy.Enum(["cold_start", "long_tail", "others"], nullable=False)
+    num_interactions = _count()
+
+
+class Predictions(dy.Schema):
+    """One row per impression: the label and a model's scores. All that evaluation reads, whoever made the model."""
+
+    impression_id = _key()
+    user_id = _id()
+    item_id = _id()
+    event_timestamp = _time()
+    clicked = dy.Bool(nullable=False)
+    converted = dy.Bool(nullable=True)
+    p_ctr = _probability()
+    p_cvr = _probability(nullable=True)
+    p_ctcvr = _probability(nullable=True)
+    user_segment = dy.String(nullable=True)
+    item_segment = dy.String(nullable=True)
+
+
+class RankerPredictions(Predictions):
+    """One row per (ranker, seed, impression) of the test split."""
+
+    ranker = _key()
+    seed = dy.Int64(primary_key=True)
+
+
+class TrainingCurves(dy.Schema):
+    """One row per (ranker, seed, epoch)."""
+
+    ranker = _key()
+    seed = dy.Int64(primary_key=True)
+    epoch = dy.Int32(primary_key=True, min=0)
+    train_loss = dy.Float64(nullable=False)
+    validation_loss = dy.Float64(nullable=False)
+    validation_uauc = dy.Float64(nullable=True, min=0.0, max=1.0)
+    seconds = dy.Float64(nullable=False, min=0.0)
+    is_best = dy.Bool(nullable=False)
+
+
+class SegmentMetrics(dy.Schema):
+    """One row per (ranker, label, segment kind, segment, metric): value and interval, and the gain over the baseline."""
+
+    ranker = _key()
+    label = _key()  # clicked | converted | clicked_and_converted
+    segment_kind = _key()  # all | user_segment | item_segment | ...
+    segment = _key()
+    metric = _key()  # auc | uauc | wuauc
+    value = dy.Float64(nullable=True, min=0.0, max=1.0)
+    low = dy.Float64(nullable=True)
+    high = dy.Float64(nullable=True)
+    num_impressions = _count()
+    num_positives = _count()
+    num_users = _count()
+    num_users_skipped = _count()
+    baseline = dy.String(nullable=True)
+    gain = dy.Float64(nullable=True)  # value - the baseline's, paired by user
+    gain_low = dy.Float64(nullable=True)
+    gain_high = dy.Float64(nullable=True)
+    p_value = dy.Float64(nullable=True, min=0.0, max=1.0)  # Holm-adjusted over the segments of one table
+    verdict = dy.String(nullable=True)  # better | worse | no difference | cannot tell
