@@ -68,7 +68,7 @@ def _finite_unit_norm(column: str) -> pl.Expr:
 
 
 class Items(dy.Schema):
-    """One row per item, as it is now."""
+    """One row per item, as it is now. Category, brand and price are also served by Feast, as ID features."""
 
     item_id = _key()
     title = _text()
@@ -121,9 +121,7 @@ class Impressions(dy.Schema):
 
     @dy.rule()
     def conversion_not_before_impression(cls) -> pl.Expr:
-        return pl.col("conversion_timestamp").is_null() | (
-            pl.col("conversion_timestamp") >= pl.col("event_timestamp")
-        )
+        return pl.col("conversion_timestamp").is_null() | (pl.col("conversion_timestamp") >= pl.col("event_timestamp"))
 
     @dy.rule()
     def sampled_rows_are_negatives(cls) -> pl.Expr:
@@ -224,17 +222,6 @@ class UserHistories(dy.Schema):
         return pl.col("history_timestamps").list.max() < pl.col("event_timestamp")
 
 
-class ItemAttributes(dy.Schema):
-    """One row per (item, event_timestamp): the catalogue fields that ID models use, as they were from then on."""
-
-    item_id = _key()
-    event_timestamp = _time(primary_key=True)
-    created_timestamp = _time()
-    item_category = dy.String(nullable=True)
-    item_brand = dy.String(nullable=True)
-    item_price_cents = dy.Int64(nullable=True, min=0)
-
-
 class ItemContentEmbeddings(dy.Schema):
     """One row per (item, event_timestamp): its text through a frozen encoder (LEARN, content extraction)."""
 
@@ -243,7 +230,9 @@ class ItemContentEmbeddings(dy.Schema):
     created_timestamp = _time()
     item_content_vector_id = dy.Int64(nullable=False, min=0, unique=True)
     item_content_embedding = _vector()
-    item_content_hash = dy.String(nullable=False, min_length=1)  # of the prompt text: unchanged text is not encoded again
+    item_content_hash = dy.String(
+        nullable=False, min_length=1
+    )  # of the prompt text: unchanged text is not encoded again
 
     @dy.rule()
     def item_content_embedding_is_finite_and_unit_norm(cls) -> pl.Expr:
