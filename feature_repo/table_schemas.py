@@ -336,7 +336,7 @@ class TrainingCurves(dy.Schema):
 
 
 class SegmentMetrics(dy.Schema):
-    """One row per (ranker, label, segment kind, segment, metric): value and interval, and the gain over the baseline."""
+    """One row per (ranker, label, segment kind, segment, metric): value, interval, and gain over the baseline."""
 
     ranker = _key()
     label = _key()  # clicked | converted | clicked_and_converted
