@@ -1,0 +1,5 @@
+"""`python -m jobs` is `tailrank`."""
+
+from jobs.cli import main
+
+main()

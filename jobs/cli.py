@@ -1,0 +1,209 @@
+"""The command `tailrank`. Exit codes: 0 good, 1 the data or the result is bad, 2 wrong usage."""
+
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded at run time
+
+from jobs import flow
+from jobs.lake import Lake, table_name
+from jobs.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="tailrank",
+    help="Lift the tail of a ranking system: language-model features for Feast, a ranker that fuses them, "
+    "and UAUC/WUAUC by cold-start and long-tail segment.\n\n"
+    "Try `tailrank run`: it simulates a marketplace and takes it through every step to a report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings file.  [default: ./tailrank.toml if there is one]")
+]
+LakeOption = Annotated[
+    Path | None, typer.Option("--lake", help="Folder of the tables; one lake holds one log.  [default: lake]")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting, e.g. train_ranker.seeds=[0,1]."
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run steps that are fresh, too.")]
+
+
+def _settings(
+    config: Path | None, lake: Path | None, flags: list[str] | None, overrides: dict[str, dict[str, Any]] | None = None
+) -> Settings:
+    overrides = dict(overrides or {})
+    if lake is not None:
+        overrides["lake"] = {"path": str(lake.resolve())}
+    try:
+        return load_settings(config, environment=os.environ, flags=flags or (), overrides=overrides)
+    except ValueError as error:
+        _fail(str(error), code=2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    errors.print(f"[bold red]error:[/] {_plain(message)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(code)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details; show tracebacks.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")] = False,
+) -> None:
+    """Options of every command."""
+    if show_version:
+        typer.echo(f"tailrank {version('tailrank')}")
+        raise typer.Exit
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler: logging.Handler = (
+        RichHandler(console=errors, show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
+        if sys.stderr.isatty()
+        else logging.StreamHandler()
+    )
+    pattern = "%(message)s" if isinstance(handler, RichHandler) else "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=pattern, handlers=[handler], force=True)
+    for package in ("jobs", "ranker", "embedders"):
+        logging.getLogger(package).setLevel(level)
+
+
+@app.command()
+def plan(config: ConfigOption = None, lake: LakeOption = None, settings: SetOption = None) -> None:
+    """Draw the flow: every step, the tables it reads and writes, and whether it has anything to do."""
+    chosen = _settings(config, lake, settings)
+    store = Lake(chosen.lake_path)
+    table = Table(title=f"lake {store.root}", title_justify="left", show_lines=True)
+    for column, options in (
+        ("step", {"no_wrap": True, "style": "bold"}),
+        ("reads", {}),
+        ("writes", {}),
+        ("state", {}),
+    ):
+        table.add_column(column, **options)  # type: ignore[arg-type]
+    upstream_stale: set[str] = set()
+    for name in flow.STEPS:
+        one = flow.step(name)
+        reason = flow.why_stale(store, one, chosen.steps[name])
+        changed = [table_name(schema) for schema in one.reads if table_name(schema) in upstream_stale]
+        if reason is None and changed:
+            reason = f"{changed[0]} will change"
+        if reason is not None:
+            upstream_stale.update(table_name(schema) for schema in one.writes)
+        last = flow.last_run(store, name)
+        state = f"[yellow]stale[/]: {_plain(reason)}" if reason else "[green]fresh[/]"
+        if last is not None:
+            state += f"\nlast: {last.finished:%Y-%m-%d %H:%M} UTC, {last.seconds:.1f} s"
+        writes = []
+        for schema in one.writes:
+            rows = f" ({store.manifest(schema).rows:,})" if store.exists(schema) else ""
+            writes.append(table_name(schema) + rows)
+        table.add_row(name, "\n".join(map(table_name, one.reads)) or "raw files", "\n".join(writes) or "Feast", state)
+    console.print(table)
+
+
+@app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(help=f"One of {', '.join(flow.SOURCES)}.", show_default=False)],
+    path: Annotated[
+        Path | None, typer.Argument(help="Folder or file of the raw log (`simulate` needs none).", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    lake: LakeOption = None,
+    settings: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Read somebody's log into the canonical tables. `tailrank run` then takes them to a report."""
+    overrides: dict[str, Any] = {"source": source}
+    if path is not None:
+        overrides["path"] = str(path.resolve())
+    if source not in flow.SOURCES:
+        _fail(f"there is no source {source!r}; the sources are {', '.join(flow.SOURCES)}", code=2)
+    chosen = _settings(config, lake, settings, {"ingest": overrides})
+    before = flow.last_run(Lake(chosen.lake_path), "ingest")
+    if before is not None and before.config["source"] != source:
+        _fail(
+            f"lake {chosen.lake_path} holds a log from {before.config['source']!r}, and one lake holds one log; "
+            f"name another with --lake, or remove that folder",
+            code=2,
+        )
+    _run(chosen, ["ingest"], force)
+
+
+@app.command()
+def run(
+    steps: Annotated[
+        list[str] | None, typer.Argument(help="Only these steps.  [default: all]", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    lake: LakeOption = None,
+    settings: SetOption = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Text encoder: a packaged model's name, a Hugging Face folder, or a GGUF file."),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Run the steps that are stale, in order: from the raw log to the report."""
+    unknown = [name for name in steps or () if name not in flow.STEPS]
+    if unknown:
+        _fail(f"there is no step {unknown[0]!r}; the steps are {', '.join(flow.STEPS)}", code=2)
+    overrides = {"embed_items": {"backbone": backbone}} if backbone else None
+    _run(_settings(config, lake, settings, overrides), steps, force)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Parquet or CSV: one row per impression.", show_default=False)],
+    baseline: Annotated[
+        Path | None, typer.Option(help="Another model's predictions for the same impressions, to compare with.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML file here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers here, for machines.")] = None,
+) -> None:
+    """Judge anyone's predictions: AUC, UAUC and WUAUC with intervals, by segment, against a baseline.
+
+    Columns: impression_id, user_id, item_id, event_timestamp, clicked, p_ctr; optional: converted, p_cvr, p_ctcvr,
+    user_segment, item_segment.
+    """
+    from jobs import evaluate_predictions
+
+    evaluate_predictions.run(predictions, baseline=baseline, report=report, json=json)
+
+
+def _run(settings: Settings, steps: list[str] | None, force: bool) -> None:
+    flow.run_steps(Lake(settings.lake_path), settings.steps, steps or None, force=force)
+
+
+def main() -> None:
+    """Entry point: turn an error about data into one readable message and the exit code 1."""
+    try:
+        app()
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            raise
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        errors.print(f"[bold red]error:[/] {_plain(message)}", soft_wrap=True, highlight=False)
+        errors.print("[dim](tailrank --verbose shows where it happened)[/]")
+        sys.exit(1)

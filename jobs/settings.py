@@ -1,0 +1,159 @@
+"""Settings of a flow: `tailrank.toml`, overridden by the environment, overridden by flags. Unknown keys are refused.
+
+[lake]                 path = "lake"
+[train_ranker]         seeds = [0, 1, 2]            one section a step: the fields of that step's Config
+[sources.columns]      ...                          one section a raw source
+
+TAILRANK__TRAIN_RANKER__SEEDS='[0, 1, 2]'           in the environment: values are written as in TOML
+tailrank run --set train_ranker.seeds='[0, 1, 2]'   as a flag
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from jobs import flow
+from jobs.lake import Lake
+
+DEFAULT_FILE = Path("tailrank.toml")
+ENVIRONMENT_PREFIX = "TAILRANK__"
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class LakeConfig(BaseModel, extra="forbid", frozen=True):
+    """Where the tables are."""
+
+    path: str = "lake"
+    """Folder of the lake; relative to the folder of tailrank.toml. One lake holds one log."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one flow, checked.
+
+    Attributes:
+        lake_path: folder of the lake, absolute.
+        steps: the Config of each step, by the step's name.
+    """
+
+    lake_path: Path
+    steps: Mapping[str, BaseModel]
+
+
+def load_settings(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Iterable[str] = (),
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Settings:
+    """Read and check the settings of a flow.
+
+    Args:
+        file: a TOML file; by default `tailrank.toml` in the working directory, where there is one.
+        environment: variables to look through, usually `os.environ`.
+        flags: `section.key=value` each, the value written as in TOML (a bare word is a string).
+        overrides: {section: {key: value}}, set by the command itself; the strongest of all.
+
+    Raises:
+        ValueError: no such file, not TOML, an unknown section or key (the nearest known one is named), a bad value.
+    """
+    if file is not None and not file.exists():
+        raise ValueError(
+            f"settings file {file} does not exist; name another with --config, or leave it out for defaults"
+        )
+    chosen = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    document: dict[str, Any] = _read_toml(chosen) if chosen else {}
+    for key, value in sorted((environment or {}).items()):
+        if key.startswith(ENVIRONMENT_PREFIX):
+            _assign(document, key.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _toml_value(value), where=key)
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        if not equals:
+            raise ValueError(f"--set {flag}: expected section.key=value, for example train_ranker.seeds='[0, 1, 2]'")
+        _assign(document, name.strip().split("."), _toml_value(value), where=f"--set {flag}")
+    for section, values in (overrides or {}).items():
+        for key, value in values.items():
+            _assign(document, [section, key], value, where=section)
+    return _check(document, chosen)
+
+
+def _check(document: dict[str, Any], file: Path | None) -> Settings:
+    where = str(file) if file else "settings"
+    sources = document.pop("sources", {})
+    if not isinstance(sources, dict):
+        raise ValueError(f"{where}: `sources` must be a section of sections, such as [sources.columns]")
+    _refuse_unknown(document, ["lake", "sources", *flow.STEPS], f"{where}: section")
+    _refuse_unknown(sources, flow.SOURCES, f"{where}: section sources.")
+    lake = _validate(LakeConfig, document.pop("lake", {}), f"{where}: [lake]")
+    lake_path = ((file.resolve().parent if file else Path.cwd()) / Path(lake.path).expanduser()).resolve()
+    ingest = document.setdefault("ingest", {})
+    before = flow.last_run(Lake(lake_path), "ingest")
+    if "source" not in ingest and before is not None:  # a lake holds one log: what was ingested stays the source
+        document["ingest"] = ingest = {**before.config, **ingest}
+    if sources.get(ingest.get("source", "simulate")):
+        ingest["options"] = sources[ingest.get("source", "simulate")]
+    steps = {
+        name: _validate(flow.step(name).config_class, document.get(name, {}), f"{where}: [{name}]")
+        for name in flow.STEPS
+    }
+    return Settings(lake_path=lake_path, steps=steps)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not TOML: {error}") from error
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(document: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+    if len(path) < 2:
+        raise ValueError(f"{where}: expected section.key, got {'.'.join(path)}")
+    for part in path[:-1]:
+        document = document.setdefault(part, {})
+        if not isinstance(document, dict):
+            raise ValueError(f"{where}: {part} is a value, not a section")
+    document[path[-1]] = value
+
+
+def _refuse_unknown(found: Iterable[str], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"{what} {name!r} is unknown; {hint}")
+
+
+def _validate(config_class: type[C], values: Any, where: str) -> C:
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(
+            "\n".join(describe_problem(problem, config_class, where) for problem in error.errors())
+        ) from error
+
+
+def describe_problem(problem: Any, config_class: type[BaseModel], where: str) -> str:
+    """One problem that pydantic found, in one line: where, which key, what was got, what to do."""
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = list(config_class.model_fields) if len(path) == 1 else []
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}" if known else "remove it"
+        return f"{where} key {'.'.join(path)!r} is unknown; {hint}"
+    return f"{where} {'.'.join(path)} = {problem['input']!r}: {problem['msg']}"
