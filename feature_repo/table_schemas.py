@@ -248,6 +248,7 @@ class UserContentInterests(dy.Schema):
     user_content_vector_id = dy.Int64(nullable=False, min=0, unique=True)
     user_content_interest = _vector()
     user_content_num_items = dy.Int64(nullable=False, min=1)  # history items that had a vector
+    user_content_hash = dy.String(nullable=False, min_length=1)  # of those vectors' ids: unchanged, not averaged again
 
     @dy.rule()
     def user_content_interest_is_finite_and_unit_norm(cls) -> pl.Expr:
