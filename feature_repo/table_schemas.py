@@ -350,7 +350,11 @@ class SegmentMetrics(dy.Schema):
     num_impressions = _count()
     num_positives = _count()
     num_users = _count()
-    num_users_skipped = _count()
+    num_users_skipped = _count()  # uauc, wuauc: users whose impressions are all positive or all negative
+    num_impressions_skipped = _count()  # of those users, out of num_impressions
+    num_positives_skipped = _count()
+    num_seeds = dy.Int64(nullable=False, min=1)  # `value` is the mean over them
+    seed_standard_deviation = dy.Float64(nullable=True, min=0.0)  # of the value from seed to seed; null with one
     baseline = dy.String(nullable=True)
     gain = dy.Float64(nullable=True)  # value - the baseline's, paired by user
     gain_low = dy.Float64(nullable=True)
