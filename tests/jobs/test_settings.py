@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "tailrank.toml"
+    file.write_text(text)
+    return file
+
+
+def test_without_a_file_every_step_has_its_defaults(empty_folder: Path):
+    settings = load_settings()
+    assert settings.lake_path == empty_folder / "lake"
+    assert settings.steps["ingest"].model_dump()["source"] == "simulate"
+
+
+def test_the_file_is_overridden_by_the_environment_and_that_by_flags(empty_folder: Path):
+    written(empty_folder, "[embed_items]\nbackbone = 'file'\n[collect_histories]\nmax_length = 7\n")
+
+    def backbone(**kwargs: object) -> object:
+        return load_settings(**kwargs).steps["embed_items"].model_dump()["backbone"]  # type: ignore[arg-type]
+
+    environment = {"TAILRANK__EMBED_ITEMS__BACKBONE": "environment", "TAILRANK_LAKE": "ignored"}
+    assert backbone() == "file"
+    assert backbone(environment=environment) == "environment"
+    assert backbone(environment=environment, flags=["embed_items.backbone=flag"]) == "flag"
+    assert load_settings().steps["collect_histories"].model_dump()["max_length"] == 7
+
+
+def test_the_lake_is_relative_to_the_file_that_names_it(empty_folder: Path):
+    (empty_folder / "team").mkdir()
+    file = written(empty_folder / "team", "[lake]\npath = 'tables'\n")
+    assert load_settings(file).lake_path == empty_folder / "team" / "tables"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[embed_item]\n", "section 'embed_item' is unknown; did you mean 'embed_items'?"),
+        ("[embed_items]\nbackbne = 'x'\n", r"\[embed_items\] key 'backbne' is unknown; did you mean 'backbone'?"),
+        ("[sources.movielense]\n", "'movielense' is unknown; did you mean 'movielens'?"),
+        ("[collect_histories]\nmax_length = 'ten'\n", r"\[collect_histories\] max_length = 'ten': .*integer"),
+        ("[collect_histories\n", "is not TOML"),
+        ("embed_items = 3\n", r"\[embed_items\]"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_with_the_nearest_known_word(empty_folder: Path, text: str, message: str):
+    written(empty_folder, text)
+    with pytest.raises(ValueError, match=message):
+        load_settings()
+
+
+def test_an_unknown_key_in_the_environment_or_a_flag_is_refused_too():
+    with pytest.raises(ValueError, match="did you mean 'train_ranker'"):
+        load_settings(environment={"TAILRANK__TRAIN_RANKR__SEEDS": "[0]"})
+    with pytest.raises(ValueError, match="key 'seed' is unknown; did you mean 'seeds'"):
+        load_settings(flags=["train_ranker.seed=[0]"])
+    with pytest.raises(ValueError, match="expected section.key=value"):
+        load_settings(flags=["seeds"])
+
+
+def test_a_settings_file_that_is_named_must_be_there(empty_folder: Path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_settings(empty_folder / "other.toml")
+
+
+def test_a_lake_remembers_what_was_ingested_into_it(empty_folder: Path):
+    ledger = empty_folder / "lake" / "ledger"
+    ledger.mkdir(parents=True)
+    config = load_settings(overrides={"ingest": {"source": "movielens", "path": "/data"}}).steps["ingest"]
+    entry = {
+        "config": json.loads(config.model_dump_json()),
+        "outside_inputs": None,
+        "reads": {},
+        "writes": {},
+        "finished": "2026-01-01T00:00:00Z",
+        "seconds": 1.0,
+    }
+    (ledger / "ingest.json").write_text(json.dumps(entry))
+    assert load_settings().steps["ingest"] == config
+    assert load_settings(flags=["ingest.source=simulate"]).steps["ingest"] != config
