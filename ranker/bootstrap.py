@@ -1,0 +1,106 @@
+"""Paired, user-level Poisson bootstrap: how far a result would move had other users come.
+
+A user's impressions stand or fall together, so users are drawn, not rows. Each draw gives every user a Poisson(1)
+number of copies; a draw uses the same copies for every ranker, label and segment, so differences are paired.
+
+Every metric is written as sums over users, which makes a bootstrap one matrix product, draws x users times
+users x sums, done in blocks of users: nothing of size draws x users is ever held.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+USERS_PER_BLOCK = 2048  # 2048 users x 1000 draws in float64: 16 MB
+
+
+class UserSums(NamedTuple):
+    """What each user of one cell adds to the sums that a metric is made of."""
+
+    users: NDArray[np.int64]
+    """(U,) ascending; the number of the user in the whole log, the same in every cell."""
+    sums: NDArray[np.float64]
+    """(U, K)"""
+
+
+class Interval(NamedTuple):
+    """A 95% percentile interval; null where fewer than half of the draws gave a value."""
+
+    low: float | None
+    high: float | None
+
+
+def poisson_weights(num_users: int, num_draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Copies of each user in each draw, (num_users, num_draws).
+
+    By looking up a 16-bit random number in the Poisson(1) distribution: ten times as fast as drawing one by one,
+    and each probability is right to 1/65536.
+    """
+    return _POISSON_OF_16_BITS[rng.integers(0, 1 << 16, size=(num_users, num_draws), dtype=np.uint16)]
+
+
+def resampled_totals(cells: Sequence[UserSums], num_users: int, num_draws: int, seed: int) -> list[NDArray[np.float64]]:
+    """The sums of every cell in every draw.
+
+    Args:
+        cells: any number of sets of users, each with its own sums.
+        num_users: users in the whole log; fixes which copies a user gets, whatever cells are asked for.
+        num_draws: bootstrap draws.
+        seed: same seed, same copies.
+
+    Returns:
+        one (K, num_draws) per cell.
+    """
+    totals = [np.zeros((cell.sums.shape[1], num_draws)) for cell in cells]
+    rng = np.random.default_rng(seed)
+    for start in range(0, num_users, USERS_PER_BLOCK):
+        stop = min(start + USERS_PER_BLOCK, num_users)
+        weights = poisson_weights(stop - start, num_draws, rng)
+        for cell, total in zip(cells, totals, strict=True):
+            low, high = np.searchsorted(cell.users, (start, stop))
+            total += cell.sums[low:high].T @ weights[cell.users[low:high] - start]
+    return totals
+
+
+def percentile_interval(draws: NDArray[np.float64]) -> Interval:
+    """The 2.5% and 97.5% points of the draws (of those that have a value)."""
+    finite = draws[np.isfinite(draws)]
+    if 2 * len(finite) < len(draws) or not len(finite):
+        return Interval(None, None)
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return Interval(float(low), float(high))
+
+
+def two_sided_p(draws: NDArray[np.float64]) -> float:
+    """Twice the share of draws on the far side of zero; never less than 2 / (draws + 1), as draws are finite."""
+    finite = draws[np.isfinite(draws)]
+    tail = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
+    return min(1.0, 2 * (1 + tail) / (1 + len(finite)))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment: the chance of even one false alarm in the family stays below the level.
+
+    A null stands for a comparison that was not made; it stays null and does not count in the family.
+
+    References:
+        S. Holm (1979), A simple sequentially rejective multiple test procedure.
+    """
+    made = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    running = 0.0
+    for step, (p, place) in enumerate(made):
+        running = max(running, min(1.0, p * (len(made) - step)))
+        adjusted[place] = running
+    return adjusted
+
+
+def _poisson_of_16_bits() -> NDArray[np.float64]:
+    """(65536,): how many copies each 16-bit number stands for."""
+    probability = np.exp(-1.0) / np.cumprod(np.concatenate(([1.0], np.arange(1.0, 12.0))))
+    return np.searchsorted(np.cumsum(probability), (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float64)
+
+
+_POISSON_OF_16_BITS = _poisson_of_16_bits()

@@ -1,0 +1,118 @@
+"""Are the probabilities right, not only their order? Reliability bins, ECE, predicted over observed, log loss.
+
+A ranker whose scores are multiplied into a bid or a blend needs probabilities that mean what they say. AUC cannot
+tell: it is the same for p and for p/10.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+import polars as pl
+
+from ranker.auc import check_scores
+
+NUM_BINS = 15
+"""Bins of equal numbers of impressions: bins of equal width would put nearly every click probability in the first."""
+
+SMALLEST_PROBABILITY = 1e-7
+"""A probability of exactly 0 or 1 is read as this far from it, or one surprise would make the log loss infinite."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Impressions with neighbouring probabilities: what was predicted and what came."""
+
+    mean_predicted: float
+    observed_rate: float
+    num_impressions: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a probability agrees with what was observed."""
+
+    num_impressions: int
+    num_positives: int
+    mean_predicted: float
+    observed_rate: float
+    predicted_over_observed: float | None
+    """1 is right, 2 promises twice what came; null without positives."""
+    log_loss: float
+    """Nats per impression."""
+    normalised_entropy: float | None
+    """Log loss over that of always saying the observed rate: below 1 is better than knowing only the rate."""
+    expected_calibration_error: float
+    """Mean over bins of |predicted - observed|, weighted by impressions."""
+    bins: tuple[ReliabilityBin, ...]
+
+
+def calibration(predictions: pl.DataFrame, label: str, score: str) -> Calibration:
+    """Judge a column of probabilities against what was observed.
+
+        log loss = -mean(y log p + (1 - y) log(1 - p))
+        NE       = log loss / entropy of the observed rate
+        ECE      = sum_b n_b/n |mean p in b - rate in b|,  b = bins of equal size, in order of p
+
+    Equal probabilities always share a bin, so row order does not matter.
+
+    Args:
+        predictions: one row per impression, at least one.
+        label: Boolean column.
+        score: probability in [0, 1].
+
+    Raises:
+        ValueError: no rows, a score is null, NaN or outside [0, 1], or a label is null.
+
+    References:
+        NE: He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, ADKDD 2014.
+        ECE: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
+    """
+    check_scores(predictions, label, score)
+    if predictions.is_empty():
+        raise ValueError(f"calibration of `{score}`: expected at least one row, got none.")
+    lowest, highest = predictions.select(pl.col(score).min().alias("low"), pl.col(score).max().alias("high")).row(0)
+    if lowest < 0.0 or highest > 1.0:
+        raise ValueError(
+            f"calibration of `{score}`: expected probabilities in [0, 1], got {lowest:.4g} to {highest:.4g}. "
+            "Pass the score through a sigmoid, or judge its order only (auc, uauc, wuauc)."
+        )
+    n = predictions.height
+    probability = pl.col(score).cast(pl.Float64)
+    clipped = probability.clip(SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
+    totals = predictions.select(
+        positives=pl.col(label).sum(),
+        predicted=probability.mean(),
+        log_loss=-pl.when(pl.col(label)).then(clipped.log()).otherwise((1.0 - clipped).log()).mean(),
+    ).row(0, named=True)
+    bins = (
+        predictions.select(
+            label=pl.col(label), p=probability, bin=((probability.rank("average") - 0.5) * NUM_BINS / n).floor()
+        )
+        .group_by("bin")
+        .agg(pl.col("p").mean(), pl.col("label").mean().alias("rate"), pl.len())
+        .sort("bin")
+    )
+    observed = totals["positives"] / n
+    entropy = -(observed * np.log(observed) + (1 - observed) * np.log(1 - observed)) if 0 < observed < 1 else None
+    reliability = tuple(ReliabilityBin(p, rate, size) for _, p, rate, size in bins.iter_rows())
+    return Calibration(
+        num_impressions=n,
+        num_positives=totals["positives"],
+        mean_predicted=totals["predicted"],
+        observed_rate=observed,
+        predicted_over_observed=totals["predicted"] / observed if observed else None,
+        log_loss=totals["log_loss"],
+        normalised_entropy=float(totals["log_loss"] / entropy) if entropy else None,
+        expected_calibration_error=fsum(
+            b.num_impressions / n * abs(b.mean_predicted - b.observed_rate) for b in reliability
+        ),
+        bins=reliability,
+    )
+
+
+def mean_over_seeds(runs: Sequence[Calibration], figure: str) -> float | None:
+    """Mean of one figure of several runs of a ranker; null where a run lacks it."""
+    values = [getattr(run, figure) for run in runs]
+    return None if not values or None in values else fsum(values) / len(values)
