@@ -1,0 +1,102 @@
+"""What is known of a user: activity, the items last clicked, what those items were about.
+
+Each function gives the view for an entity, ours (`feature_views.py`) or a team's own, as in `item_features.py`, where
+the times to live are explained. A history and an interest hold until the next click: no limit, the ranker sees
+the dates.
+"""
+
+from feast import Entity, FeatureView
+from feast.types import Int64
+
+from feature_repo.data_sources import lake_table
+from feature_repo.feast_fields import (
+    MADE_BY,
+    OWNER,
+    activity,
+    history,
+    key,
+    scalar,
+    timestamps,
+    vector,
+    vector_id,
+)
+from feature_repo.item_features import ACTIVITY_TTL, UNTIL_REPLACED
+
+
+def user_activity_view(user: Entity, *, lake: str | None = None) -> FeatureView:
+    """Trailing-window counts and smoothed rates of a user, as of the midnight before."""
+    return FeatureView(
+        name="user_activity",
+        entities=[user],
+        ttl=ACTIVITY_TTL,
+        schema=[key(user.join_key), *activity("user")],
+        source=lake_table(
+            "user_activity",
+            "One row per (user, midnight) at which a trailing count changes.",
+            lake=lake,
+            renamed={"user_id": user.join_key},
+        ),
+        description="Impressions, clicks, conversions and rates of a user over 1, 7, 30 and 180 days.",
+        owner=OWNER,
+        tags={**MADE_BY, "lake_table": "user_activity", "lake_key": "user_id"},
+    )
+
+
+def user_history_view(user: Entity, *, lake: str | None = None) -> FeatureView:
+    """The last items clicked before midnight, with their times."""
+    return FeatureView(
+        name="user_history",
+        entities=[user],
+        ttl=UNTIL_REPLACED,
+        schema=[
+            key(user.join_key),
+            history("history_item_ids", "the last items clicked, newest last"),
+            timestamps("history_timestamps", "when each of them was clicked"),
+        ],
+        source=lake_table(
+            "user_histories",
+            "One row per (user, midnight after a day with clicks).",
+            lake=lake,
+            renamed={"user_id": user.join_key},
+        ),
+        description="The last items a user clicked, dated.",
+        owner=OWNER,
+        tags={**MADE_BY, "lake_table": "user_histories", "lake_key": "user_id"},
+    )
+
+
+def user_content_views(user: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
+    """`user_content_version` (which vector: what training joins) and `user_content` (the vector itself)."""
+    table = "user_content_interests"
+    source = lake_table(
+        table, "One row per (user, midnight after a day with clicks).", lake=lake, renamed={"user_id": user.join_key}
+    )
+    tags = {**MADE_BY, "lake_table": table, "lake_key": "user_id"}
+    version = FeatureView(
+        name="user_content_version",
+        entities=[user],
+        ttl=UNTIL_REPLACED,
+        schema=[
+            key(user.join_key),
+            vector_id("user_content_vector_id", "user_content", "which vector of user_content held at the time"),
+            scalar("user_content_num_items", "items of the history that had a vector", Int64),
+        ],
+        source=source,
+        description="Id of a user's interest vector, and how many items it was made of.",
+        owner=OWNER,
+        tags=tags,
+    )
+    content = FeatureView(
+        name="user_content",
+        entities=[user],
+        ttl=UNTIL_REPLACED,
+        schema=[
+            key(user.join_key),
+            vector("user_content_interest", "user_content", table, "mean content vector of the history", lake),
+        ],
+        source=source,
+        description="What a user's history is about, as a unit vector (LEARN's baseline without alignment).",
+        owner=OWNER,
+        tags=tags,
+    )
+    return version, content
