@@ -1,0 +1,60 @@
+"""From token states to one vector per text, and from texts to batches of like length.
+
+Letters: N texts of a batch, L tokens, D width.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
+    """Mean over the tokens whose mask is true (LEARN, content extraction).
+
+    What stands at the other positions has no influence, not even NaN.
+
+    Args:
+        hidden_NLD: token states, any float type.
+        mask_NL: bool, true for the tokens of the text; at least one a row.
+
+    Returns:
+        [N, D] float32.
+    """
+    kept_NLD = hidden_NLD.float().masked_fill(~mask_NL.unsqueeze(-1), 0.0)
+    return kept_NLD.sum(dim=1) / mask_NL.sum(dim=1, keepdim=True)
+
+
+def unit_norm(vectors_ND: Tensor) -> Tensor:
+    """Each row scaled to length 1; a row of zeros stays zero, and the lake refuses it."""
+    return torch.nn.functional.normalize(vectors_ND, dim=1)
+
+
+def batches_by_length(lengths_N: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Positions of texts of like length together, so that little is padding.
+
+    The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
+    """
+    order = np.argsort(-lengths_N, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def padded(token_ids: list[NDArray[np.int64]], padding_id: int) -> tuple[Tensor, Tensor]:
+    """Stack texts of several lengths, padded on the right.
+
+    Right padding is safe for decoders too: under a causal mask no token sees what follows, and positions count
+    from the first token of the text.
+
+    Returns:
+        ids_NL int64, mask_NL bool.
+    """
+    longest = max(len(ids) for ids in token_ids)
+    ids_NL = torch.full((len(token_ids), longest), padding_id, dtype=torch.int64)
+    mask_NL = torch.zeros((len(token_ids), longest), dtype=torch.bool)
+    for row, ids in enumerate(token_ids):
+        ids_NL[row, : len(ids)] = torch.from_numpy(ids)
+        mask_NL[row, : len(ids)] = True
+    return ids_NL, mask_NL
