@@ -93,6 +93,8 @@ def compare(
     rows: list[dict[str, Any]] = []
     for label in LABELS:
         cells = _cells(judged, label, rankers)
+        if not cells:
+            continue
         sums = [UserSums(cell.users, _stack(cell)) for cell in cells]
         for cell, totals in zip(cells, resampled_totals(sums, judged.num_users, num_draws, seed), strict=True):
             rows += _judge_cell(cell, totals, baseline, min_users, min_positives)

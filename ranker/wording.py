@@ -1,0 +1,114 @@
+"""The words of the report: what labels and segments are called, and the verdict in two sentences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dataframely as dy
+
+from feature_repo.table_schemas import SegmentMetrics
+
+CEILING = "ceiling"
+"""Name under which the true probabilities of a simulated log are judged: what no ranker can beat, but for luck."""
+
+LABEL_NAMES = {
+    "clicked": "Clicks",
+    "converted": "Conversions, given a click",
+    "clicked_and_converted": "Clicks that convert",
+}
+
+METRIC_NAMES = {"auc": "AUC", "uauc": "UAUC", "wuauc": "WUAUC"}
+
+DEFINITIONS = {
+    "AUC": "Probability that a random positive scores above a random negative, over all pairs of the log. "
+    "A tie counts one half.",
+    "UAUC": "Plain mean over users of the AUC of their own impressions. Users without both a positive and a negative "
+    "have no AUC: they are left out and counted.",
+    "WUAUC": "The same mean, each user weighted by their impressions (also called GAUC).",
+    "Interval": "95%, by a bootstrap of users: each draw gives every user a Poisson(1) number of copies. "
+    "It says how far the figure would move had other users come, not had the model been trained from another seed. "
+    "The pooled AUC is resampled to first order in the weights; UAUC and WUAUC exactly.",
+    "Gain": "The ranker's value minus the baseline's, on the same impressions and the same draws.",
+    "Verdict": "Better or worse where the two-sided p-value of the gain, Holm-adjusted over the segments of one "
+    "ranker, label and metric, is below 0.05; otherwise no difference was found, which is not proof of none. "
+    "A segment with too few users or positives says that it cannot tell.",
+    "Segments": "A segment keeps its own impressions only, so a user counts in its UAUC when they have both classes "
+    "within it.",
+}
+
+
+def segment_name(kind: str, segment: str) -> str:
+    """What a reader calls a segment: "cold-start users"."""
+    if kind == "all":
+        return "all impressions"
+    words = segment.replace("cold_start", "cold-start").replace("long_tail", "long-tail")
+    things = {"user_segment": "users", "item_segment": "items"}.get(kind)
+    if things is None:
+        return f"{kind.replace('_', ' ')}: {words}"
+    return f"other {things}" if segment == "others" else f"{words} {things}"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """+0.0123 or −0.0045, with a true minus sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def verdict(metrics: dy.DataFrame[SegmentMetrics], ranker: str) -> list[str]:
+    """Two sentences on a ranker: overall, then by segment. They claim no more than the table does.
+
+    Judged by the UAUC of clicks, the figure that follows what a ranker can change.
+    """
+    rows = metrics.filter(label="clicked", metric="uauc", ranker=ranker).to_dicts()
+    if not rows or rows[0]["value"] is None:
+        return [f"There is nothing to say of {ranker}: no user has both a click and an impression without one."]
+    overall, segments = rows[0], rows[1:]
+    if overall["baseline"] is None:
+        return [_value_sentence(overall), "There is no baseline, so this says nothing of better or worse."]
+    return [_overall_sentence(overall), *_segments_sentence(segments)]
+
+
+def _value_sentence(row: dict[str, Any]) -> str:
+    left_out = row["num_impressions_skipped"] / max(row["num_impressions"], 1)
+    interval = f" (95% interval {row['low']:.4f} to {row['high']:.4f})" if row["low"] is not None else ""
+    return (
+        f"The UAUC of clicks is {row['value']:.4f}{interval}, over {row['num_users']:,} users; "
+        f"{row['num_users_skipped']:,} others, with {left_out:.0%} of the impressions, have one class only."
+    )
+
+
+def _overall_sentence(row: dict[str, Any]) -> str:
+    ranker, baseline = row["ranker"], row["baseline"]
+    if row["gain"] is None or row["gain_low"] is None:
+        return f"Whether {ranker} ranks better than {baseline} cannot be told: too few users have both classes."
+    figures = (
+        f"its UAUC of clicks is {row['value']:.4f}, a gain of {signed(row['gain'])} "
+        f"(95% interval {signed(row['gain_low'])} to {signed(row['gain_high'])})"
+    )
+    if row["verdict"] in ("better", "worse"):
+        return f"Overall, {ranker} ranks {row['verdict']} than {baseline}: {figures}."
+    if row["verdict"] == "no difference":
+        return f"Overall, no difference was found between {ranker} and {baseline}: {figures}."
+    return f"Whether {ranker} ranks better than {baseline} cannot be told from so little data: {figures}."
+
+
+def _segments_sentence(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    by_verdict: dict[str, list[str]] = {}
+    for row in rows:
+        name = segment_name(row["segment_kind"], row["segment"])
+        gain = f" ({signed(row['gain'])})" if row["verdict"] in ("better", "worse") else ""
+        by_verdict.setdefault(row["verdict"], []).append(name + gain)
+    parts = []
+    for said, lead in (
+        ("better", "it is better for"),
+        ("worse", "it is worse for"),
+        ("no difference", "no difference was found for"),
+        ("cannot tell", "there is too little to tell for"),
+    ):
+        if said in by_verdict:
+            parts.append(f"{lead} {_list(by_verdict[said])}")
+    return [f"By segment, {'; '.join(parts)}."]
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
