@@ -1,9 +1,12 @@
 """One adapter a raw source: each turns somebody's log into shards of the canonical tables."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import dataframely as dy
 import polars as pl
+from pydantic import BaseModel
 
 
 class Shard(NamedTuple):
@@ -11,3 +14,22 @@ class Shard(NamedTuple):
 
     schema: type[dy.Schema]
     frame: pl.DataFrame
+
+
+class LeftOut(NamedTuple):
+    """Rows of the raw log that a stated rule of the adapter keeps out of the tables; `jobs.ingest` reports them."""
+
+    rule: str
+    num_rows: int
+
+
+class RawSource(Protocol):
+    """What the module of an adapter holds."""
+
+    Config: type[BaseModel]
+
+    def label_rule(self, config: Any) -> str:
+        """What `clicked` and `converted` stand for in this log, for the report."""
+
+    def shards(self, path: Path | None, config: Any) -> Iterator[Shard | LeftOut]:
+        """The log as shards, which may interleave tables; never more of it in memory than a shard needs."""

@@ -1,0 +1,203 @@
+"""Raw log to canonical tables: the adapter of the source reads, this job checks, dates, counts and commits.
+
+reads   nothing (but its own last items, to tell a revised text from a first one)
+writes  items, users, queries, impressions, relevance_grades, true_probabilities
+        (empty where the source has none, so that nothing of an earlier source stays behind)
+"""
+
+import contextlib
+import datetime as dt
+import importlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import dataframely as dy
+import polars as pl
+from pydantic import BaseModel, Field
+
+from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades, TrueProbabilities, Users
+from jobs.catalogues import Catalogue, FirstSeen, dated, empty_folder, with_created_timestamp
+from jobs.lake import Lake, TableError, TableWriter, table_name
+from jobs.raw_sources import LeftOut, RawSource, Shard
+from jobs.raw_sources.tabular_files import id_text
+from jobs.raw_sources.times import TimeNotation, as_utc
+
+logger = logging.getLogger(__name__)
+
+READS: tuple[type[dy.Schema], ...] = ()
+WRITES: tuple[type[dy.Schema], ...] = (Items, Users, Queries, Impressions, RelevanceGrades, TrueProbabilities)
+CATALOGUES: tuple[type[dy.Schema], ...] = (Items, Users, Queries)
+"""Tables with one row per id, which a log may give many times."""
+
+ROWS_PER_SHARD = 500_000
+"""The shards of an adapter are put together up to so many rows."""
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Config(BaseModel, extra="forbid", frozen=True):
+    """Which log to take in."""
+
+    source: Literal["simulate", "movielens", "online_retail", "columns"] = "simulate"
+    """The adapter: a module of `jobs.raw_sources`."""
+    path: Path | None = None
+    """Folder of the raw files; the simulator needs none."""
+    max_quarantined_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Where more of a table's rows break its rules, fail and leave the old tables as they are."""
+    options: dict[str, Any] = {}
+    """Settings of the adapter: the section `[sources.<source>]`."""
+
+
+def run(lake: Lake, config: Config) -> None:
+    """Read the source to its end, then commit all its tables: the impressions first, nothing where they are refused.
+
+    Raises:
+        ValueError: the source cannot be read; the message names the file or the setting.
+        TableError: a column is missing or of the wrong type, too many rows are refused, or there are no impressions.
+    """
+    source = cast(RawSource, importlib.import_module(f"jobs.raw_sources.{config.source}"))
+    options = source.Config.model_validate(config.options)
+    identity = {"name": config.source, "path": str(config.path), "options": options.model_dump(mode="json")}
+    with contextlib.ExitStack() as stack:
+        writers: dict[type[dy.Schema], TableWriter] = {}
+        for schema in sorted(WRITES, key=lambda schema: schema is Impressions):  # the last to enter commits first
+            writers[schema] = stack.enter_context(
+                lake.writer(
+                    schema,
+                    max_quarantined_share=config.max_quarantined_share,
+                    rules=_not_in_future(schema, lake.now()),
+                    metadata={"source": identity},
+                )
+            )
+        spool = stack.enter_context(empty_folder(lake.folder("staging") / "ingest"))
+        intake = _Intake(writers, spool, lake.now())
+        last_line = time.monotonic()
+        for piece in source.shards(config.path, options):
+            intake.take(piece)
+            if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                logger.info("ingest: %s impressions so far", f"{intake.num_offered:_}")
+        intake.write_impressions(config)
+        intake.write_catalogues(_items_before(lake, identity))
+        writers[Impressions].metadata |= {
+            "label_rule": source.label_rule(options),
+            "share_sampled": intake.num_sampled / intake.num_offered,
+            "left_out": dict(intake.left_out),
+            "num_impressions_without_item": intake.num_without_item,
+        }
+
+
+class _Intake:
+    """What has been read so far: impressions and judgements go to the lake, catalogues wait for the log's end."""
+
+    def __init__(self, writers: Mapping[type[dy.Schema], TableWriter], spool: Path, now: dt.datetime) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.num_offered = self.num_sampled = self.num_without_item = 0
+        self._writers, self._now = writers, now
+        self._waiting: dict[type[dy.Schema], list[pl.DataFrame]] = {schema: [] for schema in WRITES}
+        self._catalogues = {schema: Catalogue(schema, spool) for schema in CATALOGUES}
+        self._first_seen = {Items: FirstSeen("item_id", now), Users: FirstSeen("user_id", now)}
+
+    def take(self, piece: Shard | LeftOut) -> None:
+        if isinstance(piece, LeftOut):
+            self.left_out[piece.rule] += piece.num_rows
+            return
+        schema, frame = piece.schema, _canonical(piece)
+        if schema in self._catalogues:
+            self._catalogues[schema].add(frame)
+            return
+        waiting = self._waiting[schema]
+        if waiting and waiting[0].schema != frame.schema:
+            self._write_waiting(schema)
+        waiting.append(frame)
+        if sum(map(len, waiting)) >= ROWS_PER_SHARD:
+            self._write_waiting(schema)
+
+    def _write_waiting(self, schema: type[dy.Schema]) -> None:
+        if not self._waiting[schema]:
+            return
+        frame = pl.concat(self._waiting[schema])
+        self._waiting[schema].clear()
+        self._writers[schema].write_shard(frame)
+        if schema is Impressions:
+            self.num_offered += len(frame)
+            self.num_sampled += int(frame.get_column("is_sampled").sum())
+            for seen in self._first_seen.values():
+                seen.add(frame)
+
+    def write_impressions(self, config: Config) -> None:
+        """Write what is left of the tables that go straight to the lake."""
+        for schema in WRITES:
+            self._write_waiting(schema)
+        for rule, num_rows in self.left_out.items():
+            logger.info("ingest: %s rows left out: %s", f"{num_rows:_}", rule)
+        if self.num_offered == 0:
+            raise TableError(
+                table_name(Impressions),
+                f"the source {config.source} gave no rows ({sum(self.left_out.values()):_} were left out by its rules)",
+                f"check that the files in {config.path} hold rows, and the rules that leave rows out",
+            )
+
+    def write_catalogues(self, items_before: pl.DataFrame) -> None:
+        """Write items, users and queries, dated by the impressions."""
+        items_seen, users_seen = self._first_seen[Items].merged(), self._first_seen[Users].merged()
+        log_start = items_seen.get_column("first_seen").min()
+        log_start = log_start if isinstance(log_start, dt.datetime) else self._now
+        for items in self._catalogues[Items].frames():
+            items = dated(items, items_seen, log_start, truncate_to="1d")
+            self._writers[Items].write_shard(with_created_timestamp(items, items_before, self._now))
+        users_given = False
+        for users in self._catalogues[Users].frames():
+            users_given |= not users.is_empty()
+            self._writers[Users].write_shard(dated(users, users_seen, log_start, truncate_to="1us"))
+        if not users_given:
+            self._writers[Users].write_shard(users_seen.select("user_id", event_timestamp="first_seen"))
+        for queries in self._catalogues[Queries].frames():
+            self._writers[Queries].write_shard(queries)
+        for schema, catalogue in self._catalogues.items():
+            if catalogue.num_repeated:
+                logger.info(
+                    "%s: %s repeated rows, the first of each kept", table_name(schema), f"{catalogue.num_repeated:_}"
+                )
+        without = items_seen.join(self._catalogues[Items].ids, on="item_id", how="anti")
+        self.num_without_item = int(without.get_column("num_impressions").sum())
+        if self.num_without_item:
+            logger.info(
+                "impressions: %s of %s are of %s items that the source does not describe (kept: they have no text)",
+                f"{self.num_without_item:_}",
+                f"{self.num_offered:_}",
+                f"{len(without):_}",
+            )
+
+
+def _canonical(piece: Shard) -> pl.DataFrame:
+    """A shard with the declared columns: absent ones that may be null added, ids as text, times in UTC.
+
+    What is missing or wrong beyond that is the lake's to refuse.
+    """
+    declared = piece.schema.create_empty().schema
+    optional = {name: declared[name] for name, column in piece.schema.columns().items() if column.nullable}
+    frame = piece.frame
+    expressions = [pl.lit(None, dtype).alias(name) for name, dtype in optional.items() if name not in frame.columns]
+    for name, have in frame.schema.items():
+        if isinstance(declared.get(name), pl.Datetime) and isinstance(have, pl.Datetime):
+            expressions.append(as_utc(pl.col(name), have, TimeNotation()))
+        elif name.endswith("_id") and have.is_integer():
+            expressions.append(id_text(pl.col(name), have))
+    return frame.with_columns(expressions).select(name for name in declared if name in {*frame.columns, *optional})
+
+
+def _not_in_future(schema: type[dy.Schema], now: dt.datetime) -> dict[str, pl.Expr]:
+    times = [name for name in ("event_timestamp", "conversion_timestamp") if name in schema.column_names()]
+    return {f"{name}_not_in_future": pl.col(name) <= now for name in times}
+
+
+def _items_before(lake: Lake, identity: dict[str, Any]) -> pl.DataFrame:
+    """The items of the last run of the same source with the same settings; none of another log's."""
+    if lake.exists(Items) and lake.manifest(Items).metadata.get("source") == identity:
+        return lake.read(Items)
+    return Items.create_empty()
