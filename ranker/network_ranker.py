@@ -1,0 +1,198 @@
+"""The torch ranker: ID network, optionally with LEARN's auxiliary network, and ESMM heads."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+
+from ranker.auxiliary import AuxiliaryNetwork
+from ranker.batches import Batch, EncodedExamples, ExampleLayout, batch_of, slices
+from ranker.ctr_cvr import CtrCvrNetwork, Logits
+from ranker.fit import FitSettings, fit_network, make_accelerator
+from ranker.id_network import IdNetwork, ScalarStatistics
+from ranker.losses import JOINT_AUXILIARY_WEIGHT, AuxiliaryLabel, ranker_loss
+from ranker.ranker import FittedOn, Scores, TrainingCurve, Validate, Validation, Watch
+
+PREDICTION_BATCH_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What is built, beside what the examples decide."""
+
+    auxiliary: Literal["none", "detached", "joint"] = "none"
+    """LEARN's auxiliary network: absent, trained by its own loss only, or by the ranker's too."""
+    auxiliary_label: AuxiliaryLabel = "converted"
+    """What the auxiliary loss is about; a log without conversions needs `clicked`."""
+    embedding_dim: int = 16
+    cross_layers: int = 2
+    hidden: tuple[int, ...] = (128, 64)
+    attention_hidden: int = 32
+    projected_dim: int = 32
+    """Of the content vectors, before the crosses."""
+    dropout: float = 0.1
+    id_dropout: float = 0.05
+    """Share of training rows whose user or item reads as unknown."""
+    modality_dropout: float = 0.1
+    """Share of training rows whose user or item vector reads as missing."""
+
+
+class NetworkRanker:
+    """A `Ranker` made of a `CtrCvrNetwork`."""
+
+    def __init__(self, settings: NetworkSettings | None = None, fit_settings: FitSettings | None = None) -> None:
+        self.settings = settings or NetworkSettings()
+        self.fit_settings = fit_settings or FitSettings()
+        self.network: CtrCvrNetwork | None = None
+        self.fitted_on: FittedOn | None = None
+
+    def fit(
+        self, train: EncodedExamples, validation: EncodedExamples, validate: Validate, watch: Watch | None = None
+    ) -> TrainingCurve:
+        """Train and keep the best validation's weights. See `ranker.fit.fit_network`."""
+        settings = self.settings
+        if (
+            settings.auxiliary != "none"
+            and settings.auxiliary_label == "converted"
+            and not (train.converted_N == 1).any()
+        ):
+            raise ValueError(
+                "fit: auxiliary_label is `converted`, but no training row is converted. "
+                "Set auxiliary_label to `clicked`."
+            )
+        self.fitted_on = FittedOn.of(train)
+        auxiliary_weight = JOINT_AUXILIARY_WEIGHT if settings.auxiliary == "joint" else 1.0
+
+        def loss(logits: Logits, batch: Batch) -> torch.Tensor:
+            return ranker_loss(
+                logits, batch, auxiliary_label=settings.auxiliary_label, auxiliary_weight=auxiliary_weight
+            )
+
+        def validate_network() -> Validation:
+            return validate(self.predict(validation))
+
+        device = make_accelerator().device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.fit_settings.seed)
+            self.network = _build(
+                settings,
+                train.layout,
+                ScalarStatistics.of(train.scalars_NS, train.layout.scalar_roles),
+                torch.from_numpy(train.item_attributes_IK),
+                _vector_dim(train),
+            )
+            return fit_network(
+                self.network,
+                train,
+                settings=self.fit_settings,
+                loss=loss,
+                validate=validate_network,
+                watch=watch or Watch(),
+            )
+
+    @torch.inference_mode()
+    def predict(self, examples: EncodedExamples) -> Scores:
+        """Score impressions, in float64 from float32 logits.
+
+        Raises:
+            ValueError: not fitted, or examples with other columns, vocabularies or vectors than at training.
+        """
+        if self.network is None or self.fitted_on is None:
+            raise ValueError("predict: this ranker is not fitted. Call fit, or NetworkRanker.load.")
+        self.fitted_on.check(examples, "predict")
+        self.network.eval()
+        device = next(self.network.parameters()).device
+        logits_2N = np.empty((2, len(examples)), dtype=np.float64)
+        for part in slices(len(examples), PREDICTION_BATCH_SIZE):
+            logits = self.network(batch_of(examples, part, device))
+            logits_2N[0, part] = logits.ctr_B.float().cpu().numpy()
+            logits_2N[1, part] = logits.cvr_B.float().cpu().numpy()
+        p_ctr, p_cvr = torch.from_numpy(logits_2N).sigmoid().numpy()
+        return Scores(p_ctr, p_cvr, p_ctr * p_cvr)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, settings and what the ranker was trained on."""
+        if self.network is None or self.fitted_on is None:
+            raise ValueError("save: this ranker is not fitted. Call fit first.")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({name: weight.cpu() for name, weight in self.network.state_dict().items()}, folder / "network.pt")
+        description = {
+            "kind": "network",
+            "settings": asdict(self.settings),
+            "fit_settings": asdict(self.fit_settings),
+            **self.fitted_on.as_dict(),
+        }
+        (folder / "ranker.json").write_text(json.dumps(description, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote."""
+        description = json.loads((folder / "ranker.json").read_text())
+        settings = NetworkSettings(**description["settings"])
+        ranker = cls(replace(settings, hidden=tuple(settings.hidden)), FitSettings(**description["fit_settings"]))
+        ranker.fitted_on = FittedOn.from_dict(description)
+        weights = torch.load(folder / "network.pt", weights_only=True)
+        statistics = ScalarStatistics(*(weights[f"id_network.scalars.{name}"] for name in ScalarStatistics._fields))
+        missing_V = weights.get("auxiliary.missing_user_V")
+        ranker.network = _build(
+            ranker.settings,
+            ranker.fitted_on.layout,
+            statistics,
+            weights["id_network.item_attributes_IK"],
+            None if missing_V is None else len(missing_V),
+        )
+        ranker.network.load_state_dict(weights)
+        ranker.network.eval()
+        return ranker
+
+
+def _vector_dim(examples: EncodedExamples) -> int | None:
+    """Width of the content vectors, None where the examples have none."""
+    user, item = examples.user_vectors, examples.item_vectors
+    if user is None or item is None:
+        return None
+    user_dim, item_dim = user.table_MV.shape[1], item.table_MV.shape[1]
+    if user_dim != item_dim:
+        raise ValueError(
+            f"fit: {examples.layout.user_vector} is {user_dim} wide and {examples.layout.item_vector} {item_dim}. "
+            "The auxiliary network multiplies them: both must come from one embedding space."
+        )
+    return user_dim
+
+
+def _build(
+    settings: NetworkSettings,
+    layout: ExampleLayout,
+    statistics: ScalarStatistics,
+    item_attributes_IK: torch.Tensor,
+    vector_dim: int | None,
+) -> CtrCvrNetwork:
+    auxiliary = None
+    if settings.auxiliary != "none":
+        if vector_dim is None:
+            raise ValueError(
+                f"fit: the auxiliary network reads a user vector and an item vector, got {layout.user_vector!r} and "
+                f"{layout.item_vector!r}. Name a feature service that has both, or set auxiliary to `none`."
+            )
+        auxiliary = AuxiliaryNetwork(
+            vector_dim,
+            projected_dim=settings.projected_dim,
+            detach=settings.auxiliary == "detached",
+            modality_dropout=settings.modality_dropout,
+        )
+    id_network = IdNetwork(
+        layout,
+        statistics,
+        item_attributes_IK,
+        extra_width=auxiliary.width if auxiliary is not None else 0,
+        embedding_dim=settings.embedding_dim,
+        cross_layers=settings.cross_layers,
+        hidden=settings.hidden,
+        attention_hidden=settings.attention_hidden,
+        dropout=settings.dropout,
+        id_dropout=settings.id_dropout,
+    )
+    return CtrCvrNetwork(id_network, auxiliary, dropout=settings.dropout)
