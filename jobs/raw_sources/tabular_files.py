@@ -116,8 +116,12 @@ def read_text(file: Path, encodings: Sequence[str] = ("utf-8", "latin-1")) -> st
 
 def _as_utf8(file: Path, encoding: str, workspace: Path) -> Path:
     """The file itself where it is UTF-8 (read through once, to be sure), else a copy that is."""
+    try:
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    except LookupError:
+        raise ValueError(f'{file}: {encoding!r} is not an encoding; set encoding = "utf-8" or "latin-1"') from None
     blocks = _decoded_blocks(file, encoding)
-    if codecs.lookup(encoding).name == "utf-8":
+    if is_utf8:
         for _ in blocks:
             pass
         return file
