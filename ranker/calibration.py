@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from ranker.auc import check_scores
+from ranker.judged_runs import LABELS, JudgedRuns
 
 NUM_BINS = 15
 """Bins of equal numbers of impressions: bins of equal width would put nearly every click probability in the first."""
@@ -110,6 +111,18 @@ def calibration(predictions: pl.DataFrame, label: str, score: str) -> Calibratio
         ),
         bins=reliability,
     )
+
+
+def calibrate_runs(judged: JudgedRuns) -> dict[tuple[str, str], list[Calibration]]:
+    """Calibration of every (label, ranker) whose scores are probabilities, one a seed. Other scores have none."""
+    runs: dict[tuple[str, str], list[Calibration]] = {}
+    for label in LABELS:
+        for ranker in judged.rankers(None):
+            for scores in judged.runs_with(label.score, ranker):
+                rows = judged.impressions.select(pl.all(), scores[label.score]).filter(label.rows)
+                if rows.height and rows[label.score].is_between(0.0, 1.0).all():
+                    runs.setdefault((label.name, ranker), []).append(calibration(rows, label.name, label.score))
+    return runs
 
 
 def mean_over_seeds(runs: Sequence[Calibration], figure: str) -> float | None:

@@ -1,6 +1,6 @@
 """Charts of the report, as SVG text that takes its colours and its typeface from the page around it.
 
-Each chart is 352 px wide, the width of a phone, and is never scaled up: a wide page sets several side by side.
+Each chart is as wide as a phone, and is never scaled up: a wide page sets several side by side.
 Matplotlib is given stand-in colours, which become CSS variables, so that the page's dark mode reaches the charts.
 """
 
@@ -17,8 +17,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ranker.calibration import Calibration
 
-WIDTH = 352
-"""Pixels."""
+WIDTH = 340
+"""Pixels: three fit side by side on the page, one on a phone."""
 
 PIXELS_PER_INCH = 96
 
@@ -79,18 +79,21 @@ class TrainingCurve:
     best_epoch: int | None
 
 
-def forest(name: str, title: str, points: Sequence[ForestPoint], rankers: Sequence[str]) -> str:
+def forest(
+    name: str, title: str, points: Sequence[ForestPoint], segments: Sequence[str], rankers: Sequence[str]
+) -> str:
     """Gains over the baseline with their intervals, a row per segment, a colour and a marker per ranker.
 
     The axis fits the segments that can tell; the interval of one that cannot may run off it.
     """
-    segments = list(dict.fromkeys(point.segment for point in points))
     row = 15 * len(rankers) + 9
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(height=row * len(segments) + 66, left=122, right=10, top=26, bottom=40)
+        figure, axes = _canvas(height=row * len(segments) + 66, left=112, right=20, top=26, bottom=40)
         certain = [point for point in points if point.certain] or list(points)
-        edge = 1.08 * max((abs(bound) for point in certain for bound in (point.low, point.high)), default=0.0) or 0.01
-        axes.set_xlim(-edge, edge)
+        low, high = min(0.0, *(point.low for point in certain)), max(0.0, *(point.high for point in certain))
+        pad = 0.06 * (high - low) or 0.01
+        left, right = low - pad, high + pad
+        axes.set_xlim(left, right)
         axes.set_ylim(row * len(segments), 0)
         axes.axvline(0, color=MUTED, linewidth=0.75)
         for place in range(1, len(segments)):
@@ -101,7 +104,7 @@ def forest(name: str, title: str, points: Sequence[ForestPoint], rankers: Sequen
             alpha = 1.0 if point.certain else 0.55
             axes.plot([point.low, point.high], [y, y], color=colour, alpha=alpha, linewidth=1.5)
             axes.plot(
-                [min(max(point.gain, -edge), edge)],
+                [min(max(point.gain, left), right)],
                 [y],
                 marker=MARKERS[series % len(MARKERS)],
                 markersize=5,
@@ -113,11 +116,11 @@ def forest(name: str, title: str, points: Sequence[ForestPoint], rankers: Sequen
         axes.set_yticks([row * (place + 0.5) for place in range(len(segments))], segments)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
         )
-        axes.set_title(title, x=-122 / (WIDTH - 132))
+        axes.set_title(title, x=-112 / (WIDTH - 132))
         axes.set_xlabel("worse   ←   gain   →   better")
         return _svg(figure, name, _describe_forest(title, points))
 
@@ -157,7 +160,7 @@ def reliability(name: str, title: str, runs: Sequence[Calibration], series: int)
 def training(name: str, title: str, curves: Sequence[TrainingCurve], series: int) -> str:
     """Training loss (pale) and validation loss (full) by epoch, a pair of lines per seed; the kept epoch is marked."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(height=230, left=52, right=12, top=26, bottom=44)
+        figure, axes = _canvas(height=230, left=62, right=12, top=26, bottom=44)
         for curve in curves:
             colour = _series(series)
             axes.plot(curve.epochs, curve.train_loss, color=colour, alpha=0.45, dashes=(3, 2))
@@ -174,7 +177,7 @@ def training(name: str, title: str, curves: Sequence[TrainingCurve], series: int
                 )
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_title(title, x=-52 / (WIDTH - 64))
+        axes.set_title(title, x=-62 / (WIDTH - 74))
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         ends = [f"seed {c.seed}: {c.validation_loss[0]:.4g} to {min(c.validation_loss):.4g}" for c in curves]

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from feature_repo.table_schemas import SegmentMetrics
 from ranker.auc import check_scores, placements, user_aucs
-from ranker.bootstrap import UserSums, holm, percentile_interval, resampled_totals, two_sided_p
+from ranker.bootstrap import Interval, UserSums, holm, percentile_interval, resampled_totals, two_sided_p
 from ranker.judged_runs import LABELS, JudgedLabel, JudgedRuns
+from ranker.segments import TIERS
 
 METRICS = ("auc", "uauc", "wuauc")
 SIGNIFICANCE = 0.05
-TIERS = ("cold_start", "long_tail", "others")
+MIN_USERS_FOR_AN_INTERVAL = 10  # percentiles of a handful of users say nothing
 
 Vector = NDArray[np.float64]
 
@@ -238,7 +239,8 @@ def _judge_cell(
     for ranker, seeds in cell.values.items():
         for m, metric in enumerate(METRICS):
             left_out = cell.left_out(metric)
-            interval = percentile_interval(draws[ranker][m])
+            few = left_out["num_users"] < MIN_USERS_FOR_AN_INTERVAL
+            interval = Interval(None, None) if few else percentile_interval(draws[ranker][m])
             row = {
                 "ranker": ranker,
                 "label": cell.label,
@@ -256,7 +258,7 @@ def _judge_cell(
             }
             if baseline in cell.values and ranker != baseline:
                 gain_draws = draws[ranker][m] - draws[baseline][m]
-                gain = percentile_interval(gain_draws)
+                gain = Interval(None, None) if few else percentile_interval(gain_draws)
                 enough = left_out["num_users"] >= min_users and fewest >= min_positives and gain.low is not None
                 row |= {
                     "baseline": baseline,

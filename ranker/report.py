@@ -19,6 +19,8 @@ from ranker.judged_runs import LABELS
 from ranker.report_tables import calibration_rows, curves_by_ranker, forest_points, segment_table, size_rows
 from ranker.wording import CEILING, DEFINITIONS, LABEL_NAMES, METRIC_NAMES, verdict
 
+FOREST_METRICS = ("uauc", "wuauc")
+
 
 @dataclass(frozen=True)
 class Window:
@@ -112,14 +114,14 @@ def render(data: ReportData) -> str:
 
 
 def _forests(metrics: dy.DataFrame[SegmentMetrics], labels: Sequence[str], rankers: Sequence[str]) -> list[str]:
-    """A forest plot for UAUC and WUAUC of each label that has gains to show."""
+    """A forest plot for each label that has gains to show, on the same rows: UAUC first, then WUAUC."""
     drawn = []
-    for label in labels:
-        for metric in ("uauc", "wuauc"):
-            points = forest_points(metrics, label, metric)
-            if points:
-                title = f"{LABEL_NAMES[label]}: {METRIC_NAMES[metric]}"
-                drawn.append(charts.forest(f"forest-{label}-{metric}", title, points, rankers))
+    points = {(label, metric): forest_points(metrics, label, metric) for metric in FOREST_METRICS for label in labels}
+    segments = list(dict.fromkeys(point.segment for several in points.values() for point in several))
+    for (label, metric), several in points.items():
+        if several:
+            title = f"{LABEL_NAMES[label]}: {METRIC_NAMES[metric]}"
+            drawn.append(charts.forest(f"forest-{label}-{metric}", title, several, segments, rankers))
     return drawn
 
 

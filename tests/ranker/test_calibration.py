@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 from sklearn.metrics import log_loss
 
-from ranker.calibration import NUM_BINS, calibration, mean_over_seeds
+from ranker.calibration import NUM_BINS, calibrate_runs, calibration, mean_over_seeds
+from ranker.judged_runs import Run, line_up
 
 
 def world(num_rows: int = 40_000, seed: int = 0) -> pl.DataFrame:
@@ -100,3 +101,15 @@ def test_a_mean_over_seeds_needs_every_seed() -> None:
     empty = calibration(pl.DataFrame({"p": [0.1], "clicked": [False]}), "clicked", "p")
     assert mean_over_seeds([full, full], "log_loss") == pytest.approx(full.log_loss)
     assert mean_over_seeds([full, empty], "normalised_entropy") is None
+
+
+def test_every_run_with_probabilities_is_calibrated_and_a_raw_score_is_not() -> None:
+    frame = (
+        world(1000)
+        .with_row_index("impression_id")
+        .select("impression_id", "clicked", p_ctr="p", user_id="impression_id")
+    )
+    raw = frame.with_columns(p_ctr=pl.col("p_ctr") * 100)
+    runs = calibrate_runs(line_up([Run("a", 0, frame), Run("a", 1, frame), Run("raw", 0, raw)]))
+    assert {key: len(several) for key, several in runs.items()} == {("clicked", "a"): 2}
+    assert runs["clicked", "a"][0] == calibration(frame, "clicked", "p_ctr")

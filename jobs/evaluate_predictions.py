@@ -1,0 +1,123 @@
+"""Judge anyone's predictions, alone or against a baseline. The function behind `tailrank evaluate`."""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import dataframely as dy
+from rich.console import Console
+
+from feature_repo.table_schemas import SegmentMetrics
+from jobs.lake import utc_now
+from jobs.predictions_file import PredictionsFile, read_predictions
+from jobs.provenance import command, commit, versions
+from jobs.report_files import write_json, write_text
+from jobs.segment_table import terminal_table
+from ranker.calibration import calibrate_runs
+from ranker.comparison import compare
+from ranker.judged_runs import Run, line_up
+from ranker.report import ReportData, render
+from ranker.report_json import report_json
+from ranker.wording import verdict
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    predictions: Path,
+    baseline: Path | None = None,
+    report: Path | None = None,
+    json: Path | None = None,
+    *,
+    num_draws: int = 1000,
+    seed: int = 0,
+    min_users: int = 30,
+    min_positives: int = 30,
+    console: Console | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> dy.DataFrame[SegmentMetrics]:
+    """Judge a file of predictions by AUC, UAUC and WUAUC with intervals, by segment, against a baseline's.
+
+    Args:
+        predictions: parquet or CSV, one row per impression; see `jobs.predictions_file`.
+        baseline: another model's predictions for the same impressions.
+        report: write one self-contained HTML file here.
+        json: write all numbers here.
+        num_draws: bootstrap draws of users.
+        seed: of the bootstrap.
+        min_users: with fewer users counted, a segment says "cannot tell".
+        min_positives: the same for positives, and for negatives.
+        console: where the table is printed.
+        now: the clock that stamps the report.
+
+    Returns:
+        the segment table.
+
+    Raises:
+        TableError: a file cannot be judged; the message names the column, the rule and a few rows.
+        ValueError: the two files are not of the same impressions.
+    """
+    ours = read_predictions(predictions)
+    name, baseline_name = predictions.stem, None
+    runs, notes = [Run(name, 0, ours.frame)], list(ours.notes)
+    if baseline is not None:
+        theirs = read_predictions(baseline)
+        if baseline.stem == name:
+            name, baseline_name = "predictions", "baseline"
+        else:
+            baseline_name = baseline.stem
+        runs = [Run(name, 0, ours.frame), Run(baseline_name, 0, theirs.frame)]
+        notes += theirs.notes
+    for note in notes:
+        logger.warning("%s", note)
+    judged = line_up(runs)
+    metrics = compare(
+        judged,
+        baseline=baseline_name,
+        num_draws=num_draws,
+        seed=seed,
+        min_users=min_users,
+        min_positives=min_positives,
+    )
+    data = ReportData(
+        title=f"{name} against {baseline_name}" if baseline_name else f"How well {name} ranks",
+        source=f"Predictions in {predictions.name}",
+        metrics=metrics,
+        calibrations=calibrate_runs(judged),
+        created=now(),
+        provenance=_provenance(ours, predictions, baseline, num_draws, seed, min_users, min_positives),
+        notes=notes,
+    )
+    console = console or Console()
+    console.print(terminal_table(metrics))
+    console.print(" ".join(verdict(metrics, name)))
+    if json is not None:
+        write_json(json, report_json(data, name))
+        console.print(f"numbers: {json}", soft_wrap=True)
+    if report is not None:
+        write_text(report, render(data))
+        console.print(f"report: {report}", soft_wrap=True)
+    return metrics
+
+
+def _provenance(
+    ours: PredictionsFile,
+    predictions: Path,
+    baseline: Path | None,
+    num_draws: int,
+    seed: int,
+    min_users: int,
+    min_positives: int,
+) -> dict[str, str]:
+    return {
+        "Predictions": str(predictions),
+        **({"Baseline": str(baseline)} if baseline is not None else {}),
+        "Impressions": f"{ours.frame.height:,} of {ours.num_items:,} items, "
+        f"from {ours.start:%Y-%m-%d %H:%M} to {ours.end:%Y-%m-%d %H:%M} UTC",
+        "Bootstrap": f"{num_draws:,} draws of users, seed {seed}",
+        "Too few to tell": f"below {min_users} users, {min_positives} positives or {min_positives} negatives",
+        "Commit": commit(),
+        "Versions": versions(),
+        "Command": command(),
+    }

@@ -1,0 +1,77 @@
+"""The segment table on a terminal."""
+
+import dataframely as dy
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from feature_repo.table_schemas import SegmentMetrics
+from ranker.report_tables import MetricCell, segment_table
+from ranker.wording import CEILING, LABEL_NAMES
+
+VERDICT_STYLES = {"better": "green", "worse": "red", "cannot tell": "dim"}
+
+
+def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked") -> Table:
+    """UAUC and WUAUC by segment and ranker, with the gain over the baseline. Fits 80 columns.
+
+    The interval of UAUC is printed; that of WUAUC is in the report, with AUC.
+
+    Args:
+        metrics: what `ranker.comparison.compare` gives.
+        label: which outcome.
+    """
+    compared = bool(metrics["baseline"].is_not_null().any())
+    table = Table(
+        title=f"{LABEL_NAMES[label]}, by segment",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption="gain [95% interval], paired by user; ▲ better, ▼ worse (Holm-adjusted); dim: too little to tell"
+        if compared
+        else "value [95% interval]",
+        caption_justify="left",
+    )
+    table.add_column("segment", no_wrap=True)
+    table.add_column("ranker", no_wrap=True)
+    table.add_column("UAUC", justify="right", no_wrap=True)
+    table.add_column("gain" if compared else "", justify="right", no_wrap=True)
+    table.add_column("WUAUC", justify="right", no_wrap=True)
+    table.add_column("gain" if compared else "", justify="right", no_wrap=True)
+    for segment in segment_table(metrics, label):
+        for place, row in enumerate(segment.rows):
+            uauc, wuauc = row.cells[:2]
+            is_ceiling = row.ranker == CEILING
+            style = "dim italic" if is_ceiling else ""
+            table.add_row(
+                (Text(segment.name), Text(f"{segment.users} users", "dim"), Text())[min(place, 2)],
+                Text(row.ranker, style),
+                Text(_short(uauc.value), style),
+                _gain(uauc, is_ceiling) + _interval(uauc, compared, is_ceiling),
+                Text(_short(wuauc.value), style),
+                _gain(wuauc, is_ceiling) if compared else _interval(wuauc, compared, is_ceiling),
+                end_section=place == len(segment.rows) - 1,
+            )
+    return table
+
+
+def _gain(cell: MetricCell, is_ceiling: bool) -> Text:
+    if not cell.verdict:
+        return Text()
+    if is_ceiling:
+        return Text(_short(cell.gain), "dim italic")
+    return Text(f"{cell.mark} {_short(cell.gain)}".strip(), VERDICT_STYLES.get(cell.verdict, ""))
+
+
+def _interval(cell: MetricCell, compared: bool, is_ceiling: bool) -> Text:
+    printed = cell.gain_interval if compared else cell.interval
+    if not printed:
+        return Text()
+    return Text(f" [{_short(printed).replace(' to ', ', ')}]", "dim italic" if is_ceiling else "dim")
+
+
+def _short(number: str) -> str:
+    """.6384 for 0.6384: four digits are what fits."""
+    return number.replace("0.", ".")
