@@ -45,6 +45,8 @@ class GbdtSettings:
     num_components: int = 8
     """Principal components of the user's and of the item's vectors."""
     seed: int = 0
+    num_threads: int = 0
+    """0 means every core; the trees are the same whatever it is."""
 
 
 class _Grown(NamedTuple):
@@ -239,6 +241,7 @@ class GbdtRanker:
             "bagging_freq": 1,
             "feature_fraction": settings.column_share,
             "seed": settings.seed,
+            "num_threads": settings.num_threads,
             "deterministic": True,
             "force_row_wise": True,
             "verbose": -1,
