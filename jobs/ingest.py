@@ -7,7 +7,9 @@ writes  items, users, queries, impressions, relevance_grades, true_probabilities
 
 import contextlib
 import datetime as dt
+import hashlib
 import importlib
+import json
 import logging
 import time
 from collections import Counter
@@ -17,7 +19,7 @@ from typing import Any, Literal, cast
 
 import dataframely as dy
 import polars as pl
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades, TrueProbabilities, Users
 from jobs.catalogues import Catalogue, FirstSeen, dated, empty_folder, with_created_timestamp
@@ -25,6 +27,7 @@ from jobs.lake import Lake, TableError, TableWriter, table_name
 from jobs.raw_sources import LeftOut, RawSource, Shard
 from jobs.raw_sources.tabular_files import id_text
 from jobs.raw_sources.times import TimeNotation, as_utc
+from jobs.settings import describe_problem
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,7 @@ def run(lake: Lake, config: Config) -> None:
         ValueError: the source cannot be read; the message names the file or the setting.
         TableError: a column is missing or of the wrong type, too many rows are refused, or there are no impressions.
     """
-    source = cast(RawSource, importlib.import_module(f"jobs.raw_sources.{config.source}"))
-    options = source.Config.model_validate(config.options)
+    source, options = _adapter(config)
     identity = {"name": config.source, "path": str(config.path), "options": options.model_dump(mode="json")}
     with contextlib.ExitStack() as stack:
         writers: dict[type[dy.Schema], TableWriter] = {}
@@ -89,6 +91,25 @@ def run(lake: Lake, config: Config) -> None:
             "left_out": dict(intake.left_out),
             "num_impressions_without_item": intake.num_without_item,
         }
+
+
+def outside_inputs(config: Config) -> str:
+    """Identity of the raw files: paths, sizes and times of change. The settings say the rest."""
+    source, options = _adapter(config)
+    files = [] if config.source == "simulate" else sorted(set(source.raw_files(config.path, options)))
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+def _adapter(config: Config) -> tuple[RawSource, BaseModel]:
+    """The module of the source and its settings."""
+    source = cast(RawSource, importlib.import_module(f"jobs.raw_sources.{config.source}"))
+    try:
+        return source, source.Config.model_validate(config.options)
+    except ValidationError as error:
+        where = f"[sources.{config.source}]"
+        problems = [describe_problem(problem, source.Config, where) for problem in error.errors()]
+        raise ValueError("\n".join(problems)) from error
 
 
 class _Intake:

@@ -31,5 +31,8 @@ class RawSource(Protocol):
     def label_rule(self, config: Any) -> str:
         """What `clicked` and `converted` stand for in this log, for the report."""
 
+    def raw_files(self, path: Path | None, config: Any) -> list[Path]:
+        """The files that `shards` would read, so that a change of them can be noticed."""
+
     def shards(self, path: Path | None, config: Any) -> Iterator[Shard | LeftOut]:
         """The log as shards, which may interleave tables; never more of it in memory than a shard needs."""

@@ -122,6 +122,17 @@ def label_rule(config: Config) -> str:
     return "; ".join(sentence for sentence in sentences if sentence)
 
 
+def raw_files(path: Path | None, config: Config) -> list[Path]:
+    """The files of all tables and of what is joined to them."""
+    folder = folder_of("columns", path)
+    found: list[Path] = []
+    for name in SCHEMAS:
+        table: Table | None = getattr(config, name)
+        for files in [table.files, *(join.files for join in table.joins)] if table else []:
+            found += find_files(folder, files, f"[sources.columns.{name}]")
+    return found
+
+
 def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
     """The tables in turn, impressions last.
 

@@ -59,6 +59,13 @@ def label_rule(config: Config) -> str:
     )
 
 
+def raw_files(path: Path | None, config: Config) -> list[Path]:
+    """The ratings, the movies and, of ml-100k, the names of its genres."""
+    folder = folder_of("movielens", path)
+    layout = recognised_layout(folder)
+    return [folder / layout.ratings, folder / layout.movies, *folder.glob("u.genre")]
+
+
 def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
     """Items first, then the ratings.
 

@@ -75,6 +75,11 @@ def label_rule(config: Config) -> str:
     )
 
 
+def raw_files(path: Path | None, config: Config) -> list[Path]:
+    """The sheets."""
+    return _sheet_files(folder_of("online_retail", path))
+
+
 def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
     """Items, then purchases and their negatives in order of time.
 

@@ -259,8 +259,22 @@ def test_a_source_that_cannot_be_read_leaves_no_table_and_no_litter(lake: Lake, 
 def test_unknown_sources_and_options_are_refused(lake: Lake, folder: Path):
     with pytest.raises(ValidationError, match="simulate.*movielens.*online_retail.*columns"):
         ingest.Config.model_validate({"source": "movielense"})
-    with pytest.raises(ValidationError, match="impresions"):
+    with pytest.raises(
+        ValueError, match=r"\[sources\.columns\] key 'impresions' is unknown; did you mean 'impressions'"
+    ):
         ingest.run(lake, config(folder, impresions=IMPRESSIONS))
+
+
+def test_a_change_of_any_raw_file_is_noticed_and_of_others_is_not(folder: Path):
+    before = ingest.outside_inputs(config(folder))
+    (folder / "notes.txt").touch()
+    assert ingest.outside_inputs(config(folder)) == before
+    items(6).write_parquet(folder / "items.parquet")
+    assert ingest.outside_inputs(config(folder)) != before
+
+
+def test_the_simulator_has_no_raw_files():
+    assert ingest.outside_inputs(ingest.Config()) == ingest.outside_inputs(ingest.Config(options={"seed": 8}))
 
 
 @pytest.mark.realdata
