@@ -123,14 +123,17 @@ def declared(lake: Lake, feature_repo: str | None, store: FeatureStore) -> RepoC
 
 
 @contextlib.contextmanager
-def quiet_feast() -> Iterator[None]:
-    """Without Feast's prints, progress bars and warnings about its own experimental parts; errors come through."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+def quiet_feast(*, hide_its_bars: bool = False) -> Iterator[None]:
+    """Without Feast's prints and its warnings about its own experimental parts; errors come through.
+
+    `hide_its_bars` swallows all of stderr, so it is not for the inside of a progress bar of ours.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if hide_its_bars:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
 
 

@@ -132,7 +132,7 @@ def apply(store: FeatureStore, contents: RepoContents, folder: str) -> None:
             "  or import our views into your own repository under your entities (feature_repo/item_features.py shows "
             'how) and name its folder: [publish_features] feature_repo = "..."'
         )
-    with quiet_feast():
+    with quiet_feast(hide_its_bars=True):
         apply_total_with_repo_instance(store, store.project, store.registry, contents, skip_source_validation=True)
 
 
@@ -150,10 +150,10 @@ def materialize(lake: Lake, store: FeatureStore, view: FeatureView) -> Published
     start, end, rows = (
         lake.scan(schema)
         .select(pl.col("event_timestamp").min().alias("start"), pl.col("event_timestamp").max().alias("end"), pl.len())
-        .collect()
+        .collect(engine="streaming")
         .row(0)
     )
-    with quiet_feast():
+    with quiet_feast(hide_its_bars=True):
         store.materialize(start, end, feature_views=[view.name])
     if differences := _differences(lake, store, view):
         raise ValueError(

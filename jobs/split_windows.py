@@ -43,7 +43,7 @@ class LogSpan:
                 pl.col("conversion_timestamp").max().alias("last_conversion"),
                 delay.max().alias("longest"),
             )
-            .collect()
+            .collect(engine="streaming")
             .row(0)
         )
         return cls(first, last, last_conversion, longest or timedelta(0))

@@ -2,10 +2,14 @@
 
 import datetime as dt
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
+from feature_repo import table_schemas as tables
 from jobs.lake import Lake
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,3 +37,126 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real data at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def feature_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A small lake with impressions and every feature table: 8 users, 10 items, 30 days. Read only: copy to change.
+
+    Values are made up but tell their origin: a count is 1000 * (number of the user or item) + day. Planted:
+    u7 and i9 have no features; the impressions of user u0 are slates of 20 in one microsecond, two for each item;
+    i0 was embedded again on day 15 (vector 100); a vector of i1 for day 2 was written on day 20 (vector 101: a
+    backfill); i2 has an activity row on day 60, after the log.
+    """
+    lake = Lake(tmp_path_factory.mktemp("features") / "lake", now=lambda: NOW)
+    start, day = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc), dt.timedelta(days=1)
+    times = {"event_timestamp": pl.Datetime("us", "UTC"), "created_timestamp": pl.Datetime("us", "UTC")}
+    users, items, days = [f"u{n}" for n in range(8)], [f"i{n}" for n in range(10)], range(30)
+
+    impressions = [
+        {
+            "impression_id": f"{user}-{d}-{slot}",
+            "request_id": f"{user}-{d}",
+            "user_id": user,
+            "item_id": items[(slot + d) % 10],
+            "query_id": None,
+            "position": slot,
+            "event_timestamp": start + d * day + dt.timedelta(hours=2 * int(user[1]), minutes=5),
+            "clicked": (slot + d + int(user[1])) % 3 == 0,
+            "converted": (slot + d + int(user[1])) % 6 == 0,
+            "conversion_timestamp": None,
+            "is_sampled": False,
+        }
+        for d in days
+        for user in users
+        for slot in range(20 if user == "u0" else 4)
+    ]
+    for number, row in enumerate(impressions):
+        if row["converted"]:
+            row["conversion_timestamp"] = row["event_timestamp"] + (number % 4) * day  # type: ignore[operator]
+    conversion = {"conversion_timestamp": times["event_timestamp"], "query_id": pl.String}
+    lake.write(tables.Impressions, pl.DataFrame(impressions, schema_overrides={**times, **conversion}))
+
+    catalogue = [
+        {"item_id": item, "title": f"item {item}", "category": f"c{n % 3}", "brand": None, "price_cents": 100 * n}
+        for n, item in enumerate(items[:9])
+    ]
+    text_columns = dict.fromkeys(("brand", "keywords", "attributes", "description"), pl.String)
+    lake.write(
+        tables.Items,
+        pl.DataFrame(
+            [{**row, **dict.fromkeys(text_columns), **dict.fromkeys(times, start)} for row in catalogue],
+            schema_overrides={**times, **text_columns},
+        ),
+    )
+
+    for schema, kind, ids in ((tables.UserActivity, "user", users[:7]), (tables.ItemActivity, "item", items[:9])):
+        numbers = schema.column_names()[3:]
+        midnights = [(one, d) for one in ids for d in range(1, 30)] + ([("i2", 60)] if kind == "item" else [])
+        rows = [
+            {f"{kind}_id": one, "event_timestamp": start + d * day, "created_timestamp": start + d * day}
+            | {name: 1000 * int(one[1]) + d if "_num_" in name else 1.0 / (1 + d) for name in numbers}
+            for one, d in midnights
+        ]
+        lake.write(schema, pl.DataFrame(rows, schema_overrides=times))
+
+    histories = [
+        {
+            "user_id": user,
+            "event_timestamp": start + d * day,
+            "created_timestamp": start + d * day,
+            "history_item_ids": [items[(d + n) % 10] for n in range(3)],
+            "history_timestamps": [start + d * day - dt.timedelta(hours=3 - n) for n in range(3)],
+        }
+        for user in users[:7]
+        for d in range(1, 30, 3)
+    ]
+    history_type = {"history_timestamps": pl.List(pl.Datetime("us", "UTC"))}
+    lake.write(tables.UserHistories, pl.DataFrame(histories, schema_overrides={**times, **history_type}))
+
+    fingerprint = {"model_id": "made up", "dimension": "4"}
+
+    def vectors(number: int, seed: int) -> pl.Series:
+        drawn = np.random.default_rng(seed).normal(size=(number, 4))
+        unit = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        return pl.Series(unit.tolist(), dtype=pl.List(pl.Float32))
+
+    embedded = [(f"i{n}", 0, 0, n) for n in range(9)] + [("i0", 15, 15, 100), ("i1", 2, 20, 101)]
+    embeddings = pl.DataFrame(
+        {
+            "item_id": [item for item, *_ in embedded],
+            "event_timestamp": [start + d * day for _, d, _, _ in embedded],
+            "created_timestamp": [start + d * day for _, _, d, _ in embedded],
+            "item_content_vector_id": [vector for *_, vector in embedded],
+            "item_content_embedding": vectors(len(embedded), seed=1),
+            "item_content_hash": [str(vector) for *_, vector in embedded],
+        },
+        schema_overrides=times,
+    )
+    lake.write(tables.ItemContentEmbeddings, embeddings, fingerprint=fingerprint)
+    interests = pl.DataFrame(
+        {
+            "user_id": [row["user_id"] for row in histories],
+            "event_timestamp": [row["event_timestamp"] for row in histories],
+            "created_timestamp": [row["created_timestamp"] for row in histories],
+            "user_content_vector_id": list(range(len(histories))),
+            "user_content_interest": vectors(len(histories), seed=2),
+            "user_content_num_items": [3] * len(histories),
+            "user_content_hash": [str(number) for number in range(len(histories))],
+        },
+        schema_overrides=times,
+    )
+    lake.write(tables.UserContentInterests, interests, fingerprint=fingerprint)
+    return lake
+
+
+@pytest.fixture(scope="session")
+def published_lake(feature_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """`feature_lake`, after publish_features. Read only: copy to change (and publish the copy anew)."""
+    from jobs import publish_features  # imports Feast, which takes seconds
+
+    root = tmp_path_factory.mktemp("published") / "lake"
+    shutil.copytree(feature_lake.root, root, symlinks=True)
+    lake = Lake(root, now=lambda: NOW)
+    publish_features.run(lake, publish_features.Config())
+    return lake

@@ -1,0 +1,313 @@
+"""The training set of a small published lake: what is planted in `feature_lake` (conftest.py) must come out right."""
+
+import datetime as dt
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_repo.table_schemas import (
+    Impressions,
+    ItemActivity,
+    ItemContentEmbeddings,
+    SplitWindows,
+    TrainingExamples,
+    UserContentInterests,
+)
+from jobs import build_training_set, publish_features
+from jobs.feast_store import open_store
+from jobs.lake import Lake
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
+
+START = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc)
+DAY = dt.timedelta(days=1)
+
+
+def copy_of(lake: Lake, folder: Path) -> Lake:
+    """A copy that shares Feast's registry with the original: its sources still point there."""
+    shutil.copytree(lake.root, folder / "lake", symlinks=True)
+    return Lake(folder / "lake", now=lake.now)
+
+
+@pytest.fixture(scope="module")
+def built(published_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    lake = copy_of(published_lake, tmp_path_factory.mktemp("built"))
+    build_training_set.run(lake, build_training_set.Config(chunk_rows=333))
+    return lake
+
+
+@pytest.fixture(scope="module")
+def examples(built: Lake) -> pl.DataFrame:
+    return built.read(TrainingExamples)
+
+
+def test_every_impression_is_there_once_in_its_order(built: Lake, examples: pl.DataFrame) -> None:
+    impressions = built.read(Impressions)
+    assert examples["impression_id"].to_list() == impressions["impression_id"].to_list()
+    for column in ("user_id", "item_id", "event_timestamp", "clicked", "is_sampled"):
+        assert examples[column].equals(impressions[column])
+
+
+def test_a_slate_of_20_at_one_time_keeps_20_rows_with_the_features_of_their_items(examples: pl.DataFrame) -> None:
+    slate = examples.filter(pl.col("impression_id").str.starts_with("u0-12-"))
+    assert len(slate) == 20
+    assert slate["event_timestamp"].n_unique() == 1
+    expected = [None if item == "i9" else 1000 * int(item[1]) + 12 for item in slate["item_id"]]
+    assert slate["item_num_clicks_7d"].to_list() == expected
+
+
+def test_each_count_is_of_the_midnight_before(examples: pl.DataFrame) -> None:
+    known = examples.filter(pl.col("user_num_clicks_7d").is_not_null())
+    day = (known["event_timestamp"] - START).dt.total_days()
+    assert (known["user_num_clicks_7d"] % 1000).equals(day, check_names=False)
+    assert examples.filter(pl.col("event_timestamp") < START + DAY)["user_num_clicks_7d"].null_count() > 0
+
+
+def test_a_feature_of_the_future_is_never_seen(examples: pl.DataFrame) -> None:
+    assert examples.filter(pl.col("item_id") == "i2")["item_num_clicks_7d"].drop_nulls().max() == 2029
+
+
+def test_a_backfilled_embedding_is_seen_only_after_it_was_written(examples: pl.DataFrame) -> None:
+    of_i1 = examples.filter(pl.col("item_id") == "i1")
+    written = START + 20 * DAY
+    assert of_i1.filter(pl.col("event_timestamp") < written)["item_content_vector_id"].unique().to_list() == [1]
+    assert of_i1.filter(pl.col("event_timestamp") >= written)["item_content_vector_id"].unique().to_list() == [101]
+
+
+def test_a_re_embedded_item_changes_its_vector_on_that_day(examples: pl.DataFrame) -> None:
+    of_i0 = examples.filter(pl.col("item_id") == "i0")
+    switched = of_i0["event_timestamp"] >= START + 15 * DAY
+    assert of_i0["item_content_vector_id"].to_list() == [100 if later else 0 for later in switched]
+
+
+def test_a_user_and_an_item_without_features_get_nulls_not_neighbours_values(
+    built: Lake, examples: pl.DataFrame
+) -> None:
+    roles = built.manifest(TrainingExamples).metadata["services"]["ranker_content_v1"]
+    of_user = [name for name in roles if name.startswith(("user_", "history_"))]
+    of_item = [name for name in roles if name not in of_user]
+    nobody, nothing = examples.filter(pl.col("user_id") == "u7"), examples.filter(pl.col("item_id") == "i9")
+    assert len(nobody) == 120
+    assert len(nothing) > 0
+    assert all(nobody[name].null_count() == len(nobody) for name in of_user)
+    assert all(nothing[name].null_count() == len(nothing) for name in of_item)
+
+
+def test_windows_follow_each_other_and_count_their_impressions(built: Lake, examples: pl.DataFrame) -> None:
+    windows = built.read(SplitWindows)
+    assert windows["split"].to_list() == ["train", "validation", "test"]
+    assert windows["end"].to_list()[:2] == windows["start"].to_list()[1:]
+    for split, start, end, _, number in windows.iter_rows():
+        times = examples.filter(pl.col("split") == split)["event_timestamp"]
+        assert len(times) == number > 0
+        assert times.is_between(start, end, closed="left").all()
+
+
+def test_labels_of_a_split_know_nothing_that_came_after_it(built: Lake, examples: pl.DataFrame) -> None:
+    windows = built.read(SplitWindows).rows_by_key("split", named=True, unique=True)
+    together = examples.join(
+        built.read(Impressions).select("impression_id", "conversion_timestamp"), on="impression_id"
+    )
+    for split, window in windows.items():
+        rows = together.filter(pl.col("split") == split)
+        assert (rows.filter("converted")["conversion_timestamp"] < window["labels_as_of"]).all()
+        young = rows["event_timestamp"] + 3 * DAY >= window["labels_as_of"]
+        assert rows["converted"].is_null().equals(young, check_names=False)
+    assert together.filter(pl.col("split") == "train")["converted"].null_count() > 0
+
+
+def test_metadata_says_what_each_service_reads_and_where_vectors_are(built: Lake) -> None:
+    metadata = built.manifest(TrainingExamples).metadata
+    base, content = metadata["services"]["ranker_base_v1"], metadata["services"]["ranker_content_v1"]
+    assert set(base) < set(content)
+    assert {name: role for name, role in content.items() if name not in base} == {
+        "user_content_vector_id": "vector_id",
+        "user_content_num_items": "scalar",
+        "item_content_vector_id": "vector_id",
+        "user_item_content_cosine": "scalar",
+    }
+    assert base["history_item_ids"] == "history"
+    assert base["history_timestamps"] == "timestamps"
+    assert base["category"] == "categorical"
+    assert metadata["vectors"] == {"user_content_vector_id": "user_content", "item_content_vector_id": "item_content"}
+
+
+@pytest.mark.parametrize(
+    ("matrix", "schema", "id_column", "vector_column"),
+    [
+        ("item_content", ItemContentEmbeddings, "item_content_vector_id", "item_content_embedding"),
+        ("user_content", UserContentInterests, "user_content_vector_id", "user_content_interest"),
+    ],
+)
+def test_matrices_hold_the_vectors_referred_to_and_no_others(
+    built: Lake, examples: pl.DataFrame, matrix: str, schema: Any, id_column: str, vector_column: str
+) -> None:
+    opened = built.open_matrix(matrix)
+    assert opened.ids.tolist() == sorted(examples[id_column].drop_nulls().unique())
+    assert opened.fingerprint == built.manifest(schema).fingerprint
+    table = dict(built.read(schema).select(id_column, vector_column).iter_rows())
+    assert opened.vectors.tolist() == [table[one] for one in opened.ids.tolist()]
+
+
+def test_late_joined_vectors_are_the_bytes_that_feast_gives_offline_and_online(
+    built: Lake, published_lake: Lake, examples: pl.DataFrame
+) -> None:
+    store = open_store(published_lake, offline_store="asof")
+    rows = examples.filter(pl.col("event_timestamp") >= START + 20 * DAY)
+    entities = rows.select("impression_id", "user_id", "item_id", "event_timestamp")
+    wanted = {
+        "item_content": ("item_content_embedding", "item_content_vector_id", "item_id"),
+        "user_content": ("user_content_interest", "user_content_vector_id", "user_id"),
+    }
+    joined = pl.from_arrow(
+        store.get_historical_features(
+            entities.to_pandas(), [f"{view}:{feature}" for view, (feature, _, _) in wanted.items()]
+        ).to_arrow()
+    )
+    assert isinstance(joined, pl.DataFrame)
+    last = rows.filter(pl.col("event_timestamp") >= START + 28 * DAY)  # the newest vector is the one online
+    for view, (feature, vector_id, key) in wanted.items():
+        matrix = built.open_matrix(view)
+        positions = matrix.rows_of(rows[vector_id].fill_null(-1).to_numpy())
+        late = [None if row < 0 else matrix.vectors[row].tobytes() for row in positions]
+        direct = [None if one is None else np.asarray(one, np.float32).tobytes() for one in joined[feature].to_list()]
+        assert late == direct
+        assert any(one is None for one in late)
+
+        keys = last.unique(key, maintain_order=True)
+        online = store.get_online_features([f"{view}:{feature}"], [{key: one} for one in keys[key]]).to_dict()[feature]
+        positions = matrix.rows_of(keys[vector_id].fill_null(-1).to_numpy())
+        late = [None if row < 0 else matrix.vectors[row].tobytes() for row in positions]
+        assert late == [None if one is None else np.asarray(one, np.float32).tobytes() for one in online]
+
+
+def test_the_cosine_is_the_one_that_feast_computes(published_lake: Lake, examples: pl.DataFrame) -> None:
+    store = open_store(published_lake, offline_store="asof")
+    entities = examples.select("impression_id", "user_id", "item_id", "event_timestamp")
+    feature = "user_item_content_cosine"
+    direct = store.get_historical_features(entities.to_pandas(), [f"{feature}:{feature}"]).to_arrow()
+    assert direct[feature].to_pylist() == examples[feature].to_list()
+    assert examples[feature].null_count() < len(examples)
+
+
+def test_the_stock_store_gives_the_same_training_set(
+    built: Lake, published_lake: Lake, examples: pl.DataFrame, tmp_path: Path
+) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    build_training_set.run(lake, build_training_set.Config(offline_store="duckdb", chunk_rows=500))
+    assert lake.read(TrainingExamples).equals(examples)
+    assert lake.manifest(TrainingExamples).metadata == built.manifest(TrainingExamples).metadata
+
+
+def test_one_service_alone_joins_its_features_only(published_lake: Lake, tmp_path: Path) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    build_training_set.run(lake, build_training_set.Config(services=("ranker_base_v1",), train_days=4))
+    columns = lake.read(TrainingExamples).columns
+    assert "item_num_clicks_7d" in columns
+    assert not [name for name in columns if "content" in name]
+    assert lake.read(SplitWindows)["num_impressions"].to_list() == [4 * 48, 5 * 48, 7 * 48]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"services": ("ranker_v9",)},
+            r"no feature service 'ranker_v9'.*registered: ranker_base_v1, ranker_content_v1",
+        ),
+        ({"test_days": 20, "validation_days": 10}, "lower test_days and validation_days"),
+    ],
+)
+def test_impossible_requests_name_the_remedy(
+    published_lake: Lake, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_training_set.run(copy_of(published_lake, tmp_path), build_training_set.Config(**config))
+
+
+def test_a_split_without_traffic_is_refused(published_lake: Lake, tmp_path: Path) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    quiet = pl.col("event_timestamp").is_between(START + 18 * DAY, START + 23 * DAY, closed="left")
+    lake.write(Impressions, lake.read(Impressions).filter(~quiet))
+    with pytest.raises(ValueError, match=r"no impression in validation \(2025-06-19 00:00 to 2025-06-24 00:00\)"):
+        build_training_set.run(lake, build_training_set.Config())
+
+
+def test_a_train_window_without_clicks_is_refused(published_lake: Lake, tmp_path: Path) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    early = pl.col("event_timestamp") < START + 18 * DAY
+    silenced = lake.read(Impressions).with_columns(
+        pl.col("clicked", "converted") & ~early,
+        pl.when(~early).then("conversion_timestamp").alias("conversion_timestamp"),
+    )
+    lake.write(Impressions, silenced)
+    with pytest.raises(ValueError, match=r"none of the 864 impressions in train .* was clicked"):
+        build_training_set.run(lake, build_training_set.Config())
+
+
+def test_a_log_without_conversions_is_good_and_one_that_cannot_know_them_says_so(
+    published_lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        build_training_set.run(lake, build_training_set.Config(validation_days=1, conversion_window_days=3.0))
+    assert "no impression in validation" in caplog.text
+    assert "lower conversion_window_days" in caplog.text
+    caplog.clear()
+    nobody = lake.read(Impressions).with_columns(converted=pl.lit(False), conversion_timestamp=pl.lit(None, START_TYPE))
+    lake.write(Impressions, nobody)
+    with caplog.at_level(logging.WARNING):
+        build_training_set.run(lake, build_training_set.Config())
+    assert lake.read(TrainingExamples)["converted"].to_list() == [False] * len(nobody)
+    assert not caplog.records
+
+
+START_TYPE = pl.Datetime("us", "UTC")
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("dask", "loses rows"), ("file", "loses rows")])
+def test_offline_stores_that_lose_rows_are_refused(
+    published_lake: Lake, tmp_path: Path, kind: str, reason: str
+) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    yaml = (lake.root / "feast" / "feature_store.yaml").read_text()
+    (repo / "feature_store.yaml").write_text(yaml.replace("type: duckdb", f"type: {kind}"))
+    config = build_training_set.Config(feature_repo=str(repo), offline_store="repository")
+    with pytest.raises(ValueError, match=f"'{kind}' is refused.*{reason}"):
+        build_training_set.run(lake, config)
+
+
+def test_a_table_that_changed_under_the_job_is_found_by_the_second_opinion(
+    published_lake: Lake, tmp_path: Path
+) -> None:
+    # The registry of the copy still points at the original tables, so Feast joins other values than the lake holds.
+    lake = copy_of(published_lake, tmp_path)
+    lake.write(ItemActivity, lake.read(ItemActivity).with_columns(pl.col("item_num_clicks_30d") + 1))
+    with pytest.raises(ValueError, match=r"item_num_clicks_30d of impression .* known then was"):
+        build_training_set.run(lake, build_training_set.Config())
+    assert not lake.exists(TrainingExamples)
+
+
+def test_vectors_of_another_model_than_registered_stop_the_job(published_lake: Lake, tmp_path: Path) -> None:
+    lake = copy_of(published_lake, tmp_path)
+    other = {"model_id": "another", "dimension": "4"}
+    lake.write(ItemContentEmbeddings, lake.read(ItemContentEmbeddings), fingerprint=other)
+    with pytest.raises(ValueError, match="another embedding model") as raised:
+        build_training_set.run(lake, build_training_set.Config())
+    assert "made up" in str(raised.value)
+    publish_features.run(lake, publish_features.Config())
+    build_training_set.run(lake, build_training_set.Config())
+    assert lake.open_matrix("item_content").fingerprint == other
+
+
+def test_an_empty_log_is_refused(lake: Lake) -> None:
+    lake.write(Impressions, Impressions.create_empty())
+    with pytest.raises(ValueError, match="no impressions; ingest a log"):
+        build_training_set.run(lake, build_training_set.Config())
