@@ -69,7 +69,8 @@ def scan_file(
         workspace: a folder where a CSV in another encoding is copied as UTF-8, block by block.
         encoding: of a CSV, as Python names it.
         separator: of a CSV, one character.
-        text_columns: columns of a CSV that are text though their first rows look like numbers: ids and codes.
+        text_columns: columns of a CSV that are text though their first rows look like numbers: ids and codes. Where
+            all of them end in ".0" they are numbers all the same, for `id_text` to make whole.
 
     Raises:
         ValueError: the file is missing, empty, cut off, or not in the encoding.
@@ -86,8 +87,10 @@ def scan_file(
             raise ValueError(f"{file}: not a readable parquet file ({error}); export it again") from error
         return frame
     readable = _as_utf8(file, encoding, workspace)
-    header = pl.scan_csv(readable, separator=separator, infer_schema=False).collect_schema().names()
-    overrides = {name: pl.String for name in text_columns if name in header}
+    texts = pl.scan_csv(readable, separator=separator, infer_schema=False, glob=False)
+    wanted = [name for name in dict.fromkeys(text_columns) if name in texts.collect_schema()]
+    head = texts.select(wanted).head(ROWS_FOR_TYPES).collect()
+    overrides = {name: pl.Float64 if _pandas_made_floats(head[name]) else pl.String for name in wanted}
     return pl.scan_csv(
         readable, separator=separator, schema_overrides=overrides, infer_schema_length=ROWS_FOR_TYPES, glob=False
     )
@@ -101,6 +104,12 @@ def id_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.String):
         return column.str.strip_chars()
     return column.cast(pl.String) if dtype.is_integer() else column
+
+
+def _pandas_made_floats(ids: pl.Series) -> bool:
+    """Whether all ids look like 12346.0: whole numbers that pandas kept beside nulls; `id_text` undoes it."""
+    given = ids.drop_nulls()
+    return not given.is_empty() and bool(given.str.contains(r"^\d+\.0$").all())
 
 
 def read_text(file: Path, encodings: Sequence[str] = ("utf-8", "latin-1")) -> str:

@@ -1,4 +1,5 @@
 import datetime as dt
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jobs import ingest
 from jobs.admission import BROKEN_RULES
 from jobs.lake import Lake, TableError
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOON = dt.datetime(2024, 7, 1, 12, tzinfo=dt.timezone.utc)
 SELECT = {
     "impression_id": "id",
@@ -288,3 +290,13 @@ def test_movielens_latest_small_is_ingested_whole(lake: Lake, real_data: Path):
     assert not (lake.root / "quarantine").exists()
     dated = lake.scan(Impressions).join(lake.scan(Items), on="item_id", suffix="_of_item")
     assert dated.filter(pl.col("event_timestamp_of_item") > pl.col("event_timestamp")).collect().is_empty()
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("example", ["ifdb", "movielens", "online_retail"])
+def test_an_example_finds_its_files(example: str, real_data: Path):
+    sections = tomllib.loads((EXAMPLES / f"{example}.toml").read_text())
+    source = sections["ingest"]["source"]
+    folder = real_data / sections["ingest"]["path"].replace("ml-latest-small", "ml_latest_small")
+    options = sections["sources"][source]
+    assert ingest.outside_inputs(ingest.Config(source=source, path=folder, options=options))

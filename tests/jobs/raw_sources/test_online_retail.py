@@ -220,9 +220,10 @@ def test_usual_date_formats_of_csv_sheets_are_read(tmp_path: Path, form: str):
 
 def test_customers_that_pandas_wrote_as_floats_are_whole_numbers(tmp_path: Path):
     frame = pl.DataFrame([(*row, "UK") for row in [line("1", "85048", 0), END]], schema=EARLIER, orient="row")
-    frame.with_columns(pl.col("Customer ID").cast(pl.Float64)).write_csv(tmp_path / "a.csv")
-    frame.with_columns(pl.col("Customer ID").cast(pl.Float64)).write_parquet(tmp_path / "b.parquet")
-    assert set(Log(tmp_path).purchases.get_column("user_id")) == {"1", "99"}
+    for name, write in (("csv", pl.DataFrame.write_csv), ("parquet", pl.DataFrame.write_parquet)):
+        (tmp_path / name).mkdir()
+        write(frame.with_columns(pl.col("Customer ID").cast(pl.Float64)), tmp_path / name / f"a.{name}")
+        assert set(Log(tmp_path / name).purchases.get_column("user_id")) == {"1", "99"}
 
 
 def test_unreadable_dates_are_refused_with_the_remedy(tmp_path: Path):

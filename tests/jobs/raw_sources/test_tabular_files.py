@@ -27,6 +27,15 @@ def test_a_code_that_starts_with_numbers_stays_text(tmp_path: Path, workspace: P
     assert frame.get_column("code").to_list() == ["00123", "79323P"]
 
 
+def test_ids_of_a_csv_that_pandas_wrote_as_floats_are_whole_again_but_version_numbers_are_not(
+    tmp_path: Path, workspace: Path
+):
+    (tmp_path / "a.csv").write_text("customer,version\n12346.0,1.10\n,1.1\n7.0,2.0\n")
+    frame = scan_file(tmp_path / "a.csv", workspace=workspace, text_columns=["customer", "version"])
+    ids = frame.select(id_text(pl.col(name), dtype).alias(name) for name, dtype in frame.collect_schema().items())
+    assert ids.collect().rows() == [("12346", "1.10"), (None, "1.1"), ("7", "2.0")]
+
+
 def test_a_byte_that_is_not_utf8_is_named_with_its_offset_and_the_remedy(tmp_path: Path, workspace: Path):
     content = "id,name\n1,tea\n2,café\n".encode("latin-1")
     (tmp_path / "a.csv").write_bytes(content)
