@@ -3,6 +3,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -288,10 +289,73 @@ def test_a_gpu_gives_what_the_cpu_gives_up_to_bfloat16(minilm: LocalBackbone):
     assert (backbone.encode(TEXTS) * minilm.encode(TEXTS)).sum(axis=1).min() > 0.999
 
 
+def save_as_gguf(folder: Path, file: Path) -> None:
+    """The tiny Llama of `save_llama`, in the layout of llama.cpp, with the same tokens for letters and digits."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config, weights = model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    # byte-level tokens write a space as \u0120; the merge, which GGUF wants, is of letters that do not occur
+    tokens = ["[UNK]", *LETTERS.replace(" ", "\u0120"), "\u00fe", "\u00fe\u00fe"]
+    extra = np.zeros((len(tokens) - config.vocab_size, config.hidden_size), np.float32)
+
+    def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+        halves = weight.reshape(heads, 2, len(weight) // heads // 2, weight.shape[1])
+        return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["\u00fe \u00fe"])
+    writer.add_tensor("token_embd.weight", np.concatenate([weights["model.embed_tokens.weight"], extra]))
+    writer.add_tensor("output_norm.weight", weights["model.norm.weight"])
+    for layer in range(config.num_hidden_layers):
+        ours, theirs = f"model.layers.{layer}", f"blk.{layer}"
+        for name, ggml in (
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+        ):
+            writer.add_tensor(f"{theirs}.{ggml}.weight", weights[f"{ours}.{name}.weight"])
+        for name, ggml, heads in (
+            ("q_proj", "attn_q", config.num_attention_heads),
+            ("k_proj", "attn_k", config.num_key_value_heads),
+        ):
+            weight = interleaved(weights[f"{ours}.self_attn.{name}.weight"], heads)
+            writer.add_tensor(f"{theirs}.{ggml}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_gives_what_the_same_weights_give_from_a_folder(tmp_path: Path):
+    folder, file = save_llama(tmp_path / "llama"), tmp_path / "llama.gguf"
+    save_as_gguf(folder, file)
+    texts = ["two man tent", "t", "a sleeping bag for cold nights", "7 tents."]
+    from_file = load_backbone(str(file), device="cpu")
+    np.testing.assert_allclose(
+        from_file.encode(texts, batch_size=2), load_backbone(str(folder), device="cpu").encode(texts), atol=ATOL
+    )
+    fingerprint = from_file.fingerprint("learn_v1")
+    assert fingerprint.model_id == "llama.gguf"
+    assert fingerprint.tokenizer_sha256 == fingerprint.weights_sha256
+
+
 @pytest.mark.slow
-def test_a_packaged_gguf_decoder_is_read():
+def test_the_packaged_gguf_decoder_is_read():
     try:
-        files = find_model_files("smollm2")
+        find_model_files("smollm2")
     except ValueError:
         pytest.skip(f"{PACKAGED_MODELS['smollm2'].distribution} is not installed")
     backbone = load_backbone("smollm2", device="cpu")
@@ -299,6 +363,3 @@ def test_a_packaged_gguf_decoder_is_read():
     vectors = backbone.encode(texts)
     assert vectors.shape == (3, 576)
     np.testing.assert_allclose(vectors[1:2], backbone.encode(texts[1:2]), atol=ATOL)
-    assert backbone.fingerprint("learn_v1").tokenizer_sha256 == backbone.fingerprint("learn_v1").weights_sha256
-    by_path = load_backbone(str(files.folder / str(files.gguf_file)), device="cpu")
-    assert by_path.fingerprint("learn_v1").weights_sha256 == backbone.fingerprint("learn_v1").weights_sha256

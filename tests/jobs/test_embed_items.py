@@ -227,16 +227,21 @@ def test_a_job_killed_while_writing_anew_dates_no_edit_back(lake: Lake, now: dt.
     titles: list[str | None] = ["a", "b", "c", "d", "e"]
     write_items(lake, titles)
     embed(lake, WordBackbone())
-    titles[4] = "edited e"
+    titles[3:] = ["edited d", "edited e"]
     write_items(lake, titles)
     embed(lake, WordBackbone())
+    before = lake.manifest(ItemContentEmbeddings)
     other = dataclasses.replace(WORDS, weights_sha256="x")
-    with pytest.raises(KeyboardInterrupt):
-        embed(lake, WordBackbone(other, fail_after=2), shard_size=1)
+
+    with pytest.raises(KeyboardInterrupt):  # while it encodes the edited texts: the old table is still there
+        embed(lake, WordBackbone(other, fail_after=1), shard_size=1)
+    assert lake.manifest(ItemContentEmbeddings) == before
+    with pytest.raises(KeyboardInterrupt):  # after one more shard: the edited texts are in the new table
+        embed(lake, WordBackbone(other, fail_after=3), shard_size=1)
     assert lake.manifest(ItemContentEmbeddings).fingerprint["weights_sha256"] == "x"
-    assert lake.manifest(ItemContentEmbeddings).rows == 2
+    assert rows(lake).get_column("item_id").to_list() == ["i000", "i003", "i004"]
     embed(lake, WordBackbone(other), shard_size=1)
-    assert rows(lake).get_column("event_timestamp").to_list() == [T, T + DAY, T + 2 * DAY, T + 3 * DAY, now]
+    assert rows(lake).get_column("event_timestamp").to_list() == [T, T + DAY, T + 2 * DAY, now, now]
 
 
 def test_an_encoder_that_drifted_under_its_old_name_is_stopped_before_it_writes(lake: Lake):
