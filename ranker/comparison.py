@@ -265,7 +265,7 @@ def _judge_cell(
                     "gain": _or_none(values[ranker][m] - values[baseline][m]),
                     "gain_low": gain.low,
                     "gain_high": gain.high,
-                    "p_value": two_sided_p(gain_draws) if enough else None,
+                    "p_value": two_sided_p(values[ranker][m] - values[baseline][m], gain_draws) if enough else None,
                 }
             rows.append(row)
     return rows

@@ -28,9 +28,9 @@ DEFINITIONS = {
     "It says how far the figure would move had other users come, not had the model been trained from another seed. "
     "The pooled AUC is resampled to first order in the weights; UAUC and WUAUC exactly.",
     "Gain": "The ranker's value minus the baseline's, on the same impressions and the same draws.",
-    "Verdict": "Better or worse where the two-sided p-value of the gain, Holm-adjusted over the segments of one "
-    "ranker, label and metric, is below 0.05; otherwise no difference was found, which is not proof of none. "
-    "A segment with too few users or positives says that it cannot tell.",
+    "Verdict": "Better or worse where the two-sided p-value of the gain (normal, with the draws' spread as standard "
+    "error), Holm-adjusted over the segments of one ranker, label and metric, is below 0.05; otherwise no difference "
+    "was found, which is not proof of none. A segment with too few users or positives says that it cannot tell.",
     "Segments": "A segment keeps its own impressions only, so a user counts in its UAUC when they have both classes "
     "within it.",
 }

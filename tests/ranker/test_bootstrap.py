@@ -68,11 +68,17 @@ def test_draws_without_a_value_are_left_out_and_too_many_leave_no_interval() -> 
     assert percentile_interval(np.array([])) == (None, None)
 
 
-def test_p_values_are_two_sided_and_never_zero() -> None:
-    assert two_sided_p(np.ones(999)) == pytest.approx(2 / 1000)
-    assert two_sided_p(-np.ones(999)) == pytest.approx(2 / 1000)
-    assert two_sided_p(np.zeros(999)) == 1.0
-    assert two_sided_p(np.concatenate((np.ones(500), -np.ones(499)))) == 1.0
+def test_p_values_are_two_sided_and_resolve_large_effects() -> None:
+    draws = np.random.default_rng(0).normal(0.02, 0.01, 1000)
+    assert two_sided_p(0.0196, draws) == pytest.approx(0.05, abs=0.01)
+    assert two_sided_p(-0.0196, -draws) == pytest.approx(two_sided_p(0.0196, draws))
+    assert two_sided_p(0.1, draws) < 1e-9
+    assert two_sided_p(0.0, draws) == 1.0
+
+
+def test_p_values_of_draws_that_never_move() -> None:
+    assert two_sided_p(0.0, np.zeros(100)) == 1.0
+    assert two_sided_p(0.0, np.array([0.0, np.nan, 0.0])) == 1.0
 
 
 def test_holm_as_worked_by_hand() -> None:
