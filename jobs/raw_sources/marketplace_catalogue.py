@@ -102,6 +102,6 @@ def draw_catalogue(num_items: int, num_days: int, words: Vocabulary, rng: np.ran
         price_cents=(np.maximum(np.round(price), 1) * 100 - 1).astype(np.int64)[order],
         price_level=price_level.astype(np.float32)[order],
         quality=quality.astype(np.float32)[order],
-        popularity=np.exp(1.3 * rng.normal(size=num_items) + 0.4 * quality)[order],
+        popularity=np.exp(2.2 * rng.normal(size=num_items) + 0.8 * quality)[order],
         arrival_day=arrival.astype(np.int32)[order],
     )

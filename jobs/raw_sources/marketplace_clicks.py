@@ -38,10 +38,10 @@ class Coefficients(NamedTuple):
 
 
 CLICK = Coefficients(
-    bias=-3.2, affinity=2.3, quality=0.45, price=0.5, brand_style=0.5, readiness=0.4, searching=-1.0, relevance=2.8
+    bias=-3.7, affinity=3.0, quality=0.45, price=0.5, brand_style=0.5, readiness=0.4, searching=-0.9, relevance=2.2
 )
 PURCHASE = Coefficients(
-    bias=-2.4, affinity=0.9, quality=0.6, price=0.7, brand_style=0.4, readiness=0.4, searching=-0.5, relevance=1.4
+    bias=-3.05, affinity=1.0, quality=0.6, price=0.7, brand_style=0.4, readiness=0.4, searching=-0.3, relevance=0.9
 )
 
 
@@ -61,7 +61,8 @@ class Causes:
 
 def examination(position: NDArray[np.int32]) -> NDArray[np.float64]:
     """Probability that a user looks at a position; 1 at the top (0), 0.53 at the bottom (9)."""
-    return 1.0 / (1.0 + 0.1 * position)
+    examined: NDArray[np.float64] = 1.0 / (1.0 + 0.1 * position.astype(np.float64))
+    return examined
 
 
 def causes(
@@ -105,7 +106,8 @@ def _probability(weights: Coefficients, of: Causes, readiness: NDArray[np.float6
         + weights.searching * of.searching
         + weights.relevance * of.relevance
     )
-    return np.asarray(1.0 / (1.0 + np.exp(-logit)), np.float64)
+    probability: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logit))
+    return probability
 
 
 def click_probability(of: Causes, position: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ NEW_DAYS, NEW_BOOST = 10, 3.0
 """Items so young are picked blindly so many times as often."""
 
 SOURCES = ("popular", "blind", "theme", "kind", "category")
-FEED_SHARES = (0.32, 0.26, 0.42, 0.0, 0.0)
+FEED_SHARES = (0.40, 0.20, 0.40, 0.0, 0.0)
 SEARCH_SHARES = (0.08, 0.12, 0.15, 0.35, 0.30)
 SOURCE_SCORES = (0.6, 0.0, 0.8, 1.4, 0.8)
 """How far up the slate the policy tends to put a source's candidates; noise of standard deviation 1 is added."""

@@ -50,7 +50,7 @@ MAX_JUDGED_QUERIES = 20_000
 """Every pair shown of so many queries is graded: as far as judges get, and as much as memory should hold."""
 
 SIZES = {
-    "toy": Dimensions(400, 600, 28, 20_000),
+    "toy": Dimensions(400, 400, 28, 20_000),
     "demo": Dimensions(6_000, 3_000, 60, 300_000),
     "small": Dimensions(30_000, 8_000, 60, 2_000_000),
     "medium": Dimensions(150_000, 30_000, 60, 10_000_000),
@@ -214,8 +214,10 @@ class _LogTables:
         num_items = len(self._item_ids)
         is_judged = (log.query != NO_QUERY) & self._is_judged[log.query]
         pairs = np.unique(log.query[is_judged] * num_items + log.item[is_judged])
-        pairs = pairs[~np.isin(pairs, self._graded, assume_unique=True)]
-        self._graded = np.sort(np.concatenate([self._graded, pairs]), kind="stable")
+        place = np.searchsorted(self._graded, pairs)
+        is_new = np.append(self._graded, -1)[place] != pairs
+        self._graded = np.insert(self._graded, place[is_new], pairs[is_new])
+        pairs = pairs[is_new]
         query, item = pairs // num_items, pairs % num_items
         grades = relevance_grades(self._world.queries, self._world.catalogue, query, item)
         return pl.DataFrame(
