@@ -175,10 +175,11 @@ def materialize(lake: Lake, store: FeatureStore, view: FeatureView) -> Published
 
 def _digest(lake: Lake, store: FeatureStore, view: FeatureView) -> str:
     """Hash of all that decides what is online: the table, the view's declaration, the store."""
+    fields = [(one.name, one.dtype.to_value_type().name, sorted(one.tags.items())) for one in view.features]
+    declaration = [fields, view.join_keys, view.batch_source.path, view.batch_source.field_mapping]
     table = lake.manifest(TABLES[view.tags["lake_table"]]).digest
-    declaration = view.to_proto().spec.SerializeToString(deterministic=True)
-    target = str(store.config.online_config)
-    return hashlib.sha256(b"\0".join([table.encode(), declaration, target.encode()])).hexdigest()
+    decides = json.dumps([table, declaration, store.config.online_config], default=str)
+    return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def _differences(lake: Lake, store: FeatureStore, view: FeatureView) -> list[str]:

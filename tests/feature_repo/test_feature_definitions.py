@@ -1,0 +1,155 @@
+"""Conventions of the definitions, and that Feast by itself can work with them from anywhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from feature_repo import table_schemas
+from jobs.feast_store import declared, open_store
+from jobs.lake import Lake, table_name
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = {"scalar", "count", "rate", "categorical", "history", "timestamps", "vector_id", "vector"}
+
+
+@pytest.fixture(scope="module")
+def contents(published_lake: Lake) -> Any:
+    return declared(published_lake, None, open_store(published_lake))
+
+
+def test_everything_has_an_owner_a_description_and_our_mark(contents: Any) -> None:
+    objects = [
+        *(entity for entity in contents.entities if not entity.name.startswith("__")),
+        *contents.feature_views,
+        *contents.on_demand_feature_views,
+        *contents.feature_services,
+        *contents.data_sources,
+    ]
+    assert len(objects) == 2 + 8 + 1 + 2 + 6
+    for one in objects:
+        assert one.owner, one.name
+        assert one.description, one.name
+        assert one.tags["made_by"] == "tailrank", one.name
+
+
+def test_every_field_has_a_role_and_is_a_column_of_its_table_of_the_same_kind(contents: Any) -> None:
+    schemas = {table_name(schema): schema for schema in vars(table_schemas).values() if hasattr(schema, "column_names")}
+    kinds = {"Int64": "INT64", "Float64": "DOUBLE", "String": "STRING"}
+    for view in contents.feature_views:
+        columns = schemas[view.tags["lake_table"]].create_empty().schema
+        assert view.tags["lake_key"] in columns
+        for field in view.features:
+            assert field.tags["role"] in ROLES, field.name
+            assert field.description, field.name
+            column = columns[field.name]
+            if str(column) in kinds:
+                assert field.dtype.to_value_type().name == kinds[str(column)], field.name
+
+
+def test_feature_names_are_unique_so_that_any_may_meet_in_one_service(contents: Any) -> None:
+    names = [field.name for view in contents.feature_views for field in view.features]
+    assert len(names) == len(set(names))
+
+
+def test_every_activity_column_of_the_tables_is_served(contents: Any) -> None:
+    views = {view.name: {field.name for field in view.features} for view in contents.feature_views}
+    for view, schema in (("user_activity", table_schemas.UserActivity), ("item_activity", table_schemas.ItemActivity)):
+        assert views[view] == set(schema.column_names()[3:])
+
+
+def test_a_vector_view_has_one_vector_with_its_width_and_the_fingerprint_of_the_table(contents: Any) -> None:
+    vectors = [field for view in contents.feature_views for field in view.features if field.tags["role"] == "vector"]
+    assert [field.name for field in vectors] == ["item_content_embedding", "user_content_interest"]
+    for field in vectors:
+        assert field.vector_length == 4
+        assert field.tags["model_id"] == "made up"
+    for view in contents.feature_views:
+        roles = [field.tags["role"] for field in view.features]
+        assert roles == ["vector"] or "vector" not in roles
+
+
+def test_the_on_demand_function_needs_nothing_but_its_body_and_survives_missing_vectors() -> None:
+    from feature_repo.request_features import user_item_content_cosine
+
+    source = __import__("inspect").getsource(user_item_content_cosine)
+    namespace: dict[str, Any] = {"Any": Any}
+    exec(source, namespace)  # as Feast does when it reads the registry
+    rows = {
+        "user_content_interest": [[1.0, 0.0], None, [3.0, 4.0], [], [0.0, 0.0]],
+        "item_content_embedding": [[0.6, 0.8], [1.0, 0.0], [3.0, 4.0], [1.0, 0.0], [1.0, 0.0]],
+    }
+    assert namespace["user_item_content_cosine"](rows) == {"user_item_content_cosine": [0.6, None, 1.0, None, None]}
+
+
+def test_a_notebook_reads_features_offline_and_online_with_feast_alone(published_lake: Lake) -> None:
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(published_lake.root / "feast"))
+    service = store.get_feature_service("ranker_content_v1")
+    entity_df = pd.DataFrame(
+        {
+            "user_id": ["u1", "u7"],
+            "item_id": ["i3", "i9"],
+            "event_timestamp": pd.to_datetime(["2025-06-10 12:00", "2025-06-10 12:00"], utc=True),
+        }
+    )
+    offline = store.get_historical_features(entity_df, features=service).to_df().sort_values("user_id")
+    assert list(offline["item_num_clicks_7d"].fillna(-1)) == [3009, -1]
+    assert len(offline["item_content_embedding"].iloc[0]) == 4
+    assert -1 <= offline["user_item_content_cosine"].iloc[0] <= 1
+    online = store.get_online_features(
+        features=service, entity_rows=[{"user_id": "u1", "item_id": "i3"}, {"user_id": "u7", "item_id": "i9"}]
+    ).to_dict()
+    assert online["item_num_clicks_7d"] == [3029, None]
+    assert online["category"] == ["c0", None]
+    assert len(online["user_content_interest"][0]) == 4
+    assert online["user_content_interest"][1] is None
+    assert -1 <= online["user_item_content_cosine"][0] <= 1
+    assert online["user_item_content_cosine"][1] is None
+
+
+@pytest.mark.slow
+def test_feast_apply_in_the_folder_and_a_notebook_at_the_root_use_one_registry(tmp_path: Path) -> None:
+    """The whole project copied, so that the default lake is the copy's; only Feast's own command and class are used."""
+    project = tmp_path / "project"
+    for package in ("feature_repo", "jobs"):
+        shutil_copy(ROOT / package, project / package)
+    environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("TAILRANK_LAKE", None)
+
+    def python(code: str, folder: Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    applied = python(
+        "import sys; from feast.cli.cli import cli; sys.argv = ['feast', 'apply']; cli()", project / "feature_repo"
+    )
+    assert "Created feature service ranker_content_v1" in applied
+    listing = (
+        "from feast import FeatureStore; s = FeatureStore(repo_path='feature_repo'); "
+        "print(sorted(v.name for v in s.list_feature_services())); "
+        "print(s.get_feature_view('item_activity').batch_source.path)"
+    )
+    assert python(listing, project).splitlines() == [
+        "['ranker_base_v1', 'ranker_content_v1']",
+        str(project / "lake" / "item_activity" / "current" / "*.parquet"),
+    ]
+    assert (project / "lake" / "feast" / "registry.db").exists()
+    assert (project / "lake" / "feast" / "online_store.db").exists()
+    assert list(project.rglob("*.db")) == list((project / "lake" / "feast").glob("*.db"))
+
+
+def shutil_copy(source: Path, target: Path) -> None:
+    import shutil
+
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

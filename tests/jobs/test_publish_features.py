@@ -1,0 +1,198 @@
+import logging
+import os
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from feature_repo.table_schemas import ItemActivity, ItemContentEmbeddings, UserContentInterests
+from jobs import publish_features
+from jobs.feast_store import open_store
+from jobs.lake import Lake
+from jobs.publish_features import Config
+from jobs.registry_path import FEATURE_REPO
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
+
+
+def published_copy(feature_lake: Lake, folder: Path) -> Lake:
+    shutil.copytree(feature_lake.root, folder / "lake", symlinks=True)
+    lake = Lake(folder / "lake", now=feature_lake.now)
+    publish_features.run(lake, Config())
+    return lake
+
+
+def online(lake: Lake, feature: str, key: str, ids: list[str]) -> list[Any]:
+    store = open_store(lake)
+    answer: list[Any] = store.get_online_features([feature], [{key: one} for one in ids]).to_dict()[
+        feature.split(":")[1]
+    ]
+    return answer
+
+
+def test_the_newest_value_of_each_key_is_online(published_lake: Lake) -> None:
+    counts = online(published_lake, "item_activity:item_num_clicks_7d", "item_id", ["i0", "i2", "i8", "i9", "unknown"])
+    assert counts == [29, 2060, 8029, None, None]
+    table = published_lake.read(ItemContentEmbeddings).filter(pl.col("item_content_vector_id") == 100)
+    vectors = online(published_lake, "item_content:item_content_embedding", "item_id", ["i0"])
+    assert vectors == table["item_content_embedding"].to_list()
+    assert online(published_lake, "user_history:history_item_ids", "user_id", ["u3"]) == [["i8", "i9", "i0"]]
+
+
+def test_a_second_run_materializes_nothing(
+    published_lake: Lake, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    database = published_lake.root / "feast" / "online_store.db"
+    before = database.read_bytes()
+    with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
+        publish_features.run(published_lake, Config())
+    assert len(caplog.messages) == 8
+    assert all("is online already" in message for message in caplog.messages)
+    assert database.read_bytes() == before
+
+
+def test_only_what_changed_is_materialized_again(
+    feature_lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lake = published_copy(feature_lake, tmp_path)
+    newer = lake.read(ItemActivity).with_columns(pl.col("item_num_clicks_7d") + 1)
+    lake.write(ItemActivity, newer)
+    with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
+        publish_features.run(lake, Config())
+    assert next(message for message in caplog.messages if "already" not in message).startswith(
+        "publish_features: item_activity online, newest of 262 rows from 2025-06-02 00:00 to 2025-07-31 00:00"
+    )
+    assert len(caplog.messages) == 8
+    assert online(lake, "item_activity:item_num_clicks_7d", "item_id", ["i0"]) == [30]
+
+
+def test_an_online_store_that_was_wiped_is_filled_again(feature_lake: Lake, tmp_path: Path) -> None:
+    lake = published_copy(feature_lake, tmp_path)
+    with sqlite3.connect(lake.root / "feast" / "online_store.db") as connection:
+        connection.execute("DELETE FROM tailrank_item_attributes")
+    connection.close()
+    assert online(lake, "item_attributes:category", "item_id", ["i4"]) == [None]
+    publish_features.run(lake, Config())
+    assert online(lake, "item_attributes:category", "item_id", ["i4"]) == ["c1"]
+
+
+def test_materialization_ends_with_the_data_not_with_the_clock(published_lake: Lake) -> None:
+    # An end in the future would make Feast's materialize-incremental skip what arrives until then.
+    view = open_store(published_lake).get_feature_view("user_activity")
+    last = published_lake.read(UserContentInterests)["event_timestamp"].max()
+    assert view.most_recent_end_time.isoformat() == "2025-06-30T00:00:00+00:00"
+    assert open_store(published_lake).get_feature_view("user_content").most_recent_end_time == last
+
+
+def test_an_online_value_that_differs_from_the_table_stops_the_run(
+    feature_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = published_copy(feature_lake, tmp_path)
+    with sqlite3.connect(lake.root / "feast" / "online_store.db") as connection:  # an engine that writes nothing (P15)
+        connection.execute("DELETE FROM tailrank_item_content")
+        connection.execute("CREATE TRIGGER lost BEFORE INSERT ON tailrank_item_content BEGIN SELECT RAISE(IGNORE); END")
+    connection.close()
+    with pytest.raises(ValueError, match=r"does not hold what was written for item_content: \d+ values differ"):
+        publish_features.run(lake, Config())
+
+
+def foreign_project(lake: Lake, name: str) -> None:
+    """Somebody else's objects in the Feast project that we are about to apply to."""
+    from datetime import timedelta
+
+    from feast import Entity, FeatureView, Field, FileSource, ValueType
+    from feast.types import Int64, String
+
+    driver = Entity(name=name, join_keys=["driver_id"], value_type=ValueType.STRING)
+    source = FileSource(name="drivers", path="/nowhere/drivers.parquet", timestamp_field="event_timestamp")
+    view = FeatureView(
+        name="driver_stats",
+        entities=[driver],
+        ttl=timedelta(days=1),
+        schema=[Field(name="driver_id", dtype=String), Field(name="trips", dtype=Int64)],
+        source=source,
+    )
+    open_store(lake).apply([driver, source, view])
+
+
+def test_a_project_with_objects_that_are_not_ours_is_refused_and_left_alone(feature_lake: Lake, tmp_path: Path) -> None:
+    shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
+    lake = Lake(tmp_path / "lake", now=feature_lake.now)
+    foreign_project(lake, "driver")
+    with pytest.raises(ValueError, match="holds 3 objects that are not tailrank's") as raised:
+        publish_features.run(lake, Config())
+    message = str(raised.value)
+    assert "data source drivers, entity driver, feature view driver_stats" in message
+    assert "a project of its own" in message
+    assert "import our views into your own repository" in message
+    assert [view.name for view in open_store(lake).list_feature_views()] == ["driver_stats"]
+
+
+def test_an_entity_of_theirs_with_our_name_is_not_overwritten(feature_lake: Lake, tmp_path: Path) -> None:
+    shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
+    lake = Lake(tmp_path / "lake", now=feature_lake.now)
+    foreign_project(lake, "user")
+    with pytest.raises(ValueError, match="entity user"):
+        publish_features.run(lake, Config())
+    assert open_store(lake).get_entity("user").join_key == "driver_id"
+
+
+def test_a_view_of_ours_that_is_no_longer_declared_is_removed(feature_lake: Lake, tmp_path: Path) -> None:
+    from feast import FeatureView
+
+    lake = published_copy(feature_lake, tmp_path)
+    store = open_store(lake)
+    old = store.get_feature_view("item_activity")
+    store.apply(
+        [
+            FeatureView(
+                name="item_old",
+                entities=[store.get_entity("item")],
+                source=old.batch_source,
+                schema=old.schema,
+                tags=old.tags,
+            )
+        ]
+    )
+    publish_features.run(lake, Config())
+    assert "item_old" not in {view.name for view in open_store(lake).list_feature_views()}
+
+
+def test_a_table_that_is_not_there_yet_leaves_its_view_offline_and_says_so(
+    feature_lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
+    shutil.rmtree(tmp_path / "lake" / "user_content_interests")
+    publish_features.run(Lake(tmp_path / "lake"), Config())
+    assert "user_content_interests is empty, so user_content is not online" in caplog.text
+
+
+def test_nothing_leaks_into_the_process(published_lake: Lake) -> None:
+    folder, path, modules, environment = Path.cwd(), list(sys.path), set(sys.modules), dict(os.environ)
+    publish_features.run(published_lake, Config())
+    assert Path.cwd() == folder
+    assert sys.path == path
+    assert not {"entities", "feature_views", "feature_services"} & (set(sys.modules) - modules)
+    assert dict(os.environ) == environment
+
+
+def test_the_lakes_own_yaml_has_absolute_paths_and_unexpanded_secrets(published_lake: Lake) -> None:
+    folder = published_lake.root / "feast"
+    text = (folder / "feature_store.yaml").read_text()
+    document = yaml.safe_load(text)
+    assert document["registry"]["path"] == f"sqlite:///{folder}/registry.db"
+    assert document["online_store"]["path"] == f"{folder}/online_store.db"
+    assert (
+        document["offline_store"] == yaml.safe_load((FEATURE_REPO / "feature_store.yaml").read_text())["offline_store"]
+    )
+    assert "Never `feast apply` here" in text
+
+
+def test_another_folder_without_a_yaml_is_refused(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no feature_store.yaml; name the folder"):
+        publish_features.run(lake, Config(feature_repo=str(tmp_path)))
