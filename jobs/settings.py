@@ -92,11 +92,14 @@ def _check(document: dict[str, Any], file: Path | None) -> Settings:
     _refuse_unknown(document, ["lake", "sources", *flow.STEPS], f"{where}: section")
     _refuse_unknown(sources, flow.SOURCES, f"{where}: section sources.")
     lake = _validate(LakeConfig, document.pop("lake", {}), f"{where}: [lake]")
-    lake_path = ((file.resolve().parent if file else Path.cwd()) / Path(lake.path).expanduser()).resolve()
+    folder = file.resolve().parent if file else Path.cwd()
+    lake_path = (folder / Path(lake.path).expanduser()).resolve()
     ingest = document.setdefault("ingest", {})
     before = flow.last_run(Lake(lake_path), "ingest")
     if "source" not in ingest and before is not None:  # a lake holds one log: what was ingested stays the source
         document["ingest"] = ingest = {**before.config, **ingest}
+    if isinstance(ingest.get("path"), str):
+        ingest["path"] = str((folder / Path(ingest["path"]).expanduser()).resolve())
     if sources.get(ingest.get("source", "simulate")):
         ingest["options"] = sources[ingest.get("source", "simulate")]
     steps = {

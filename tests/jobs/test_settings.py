@@ -37,10 +37,12 @@ def test_the_file_is_overridden_by_the_environment_and_that_by_flags(empty_folde
     assert load_settings().steps["collect_histories"].model_dump()["max_length"] == 7
 
 
-def test_the_lake_is_relative_to_the_file_that_names_it(empty_folder: Path):
+def test_the_lake_and_the_raw_log_are_relative_to_the_file_that_names_them(empty_folder: Path):
     (empty_folder / "team").mkdir()
-    file = written(empty_folder / "team", "[lake]\npath = 'tables'\n")
-    assert load_settings(file).lake_path == empty_folder / "team" / "tables"
+    file = written(empty_folder / "team", "[lake]\npath = 'tables'\n[ingest]\nsource = 'movielens'\npath = 'raw'\n")
+    settings = load_settings(file)
+    assert settings.lake_path == empty_folder / "team" / "tables"
+    assert settings.steps["ingest"].model_dump()["path"] == empty_folder / "team" / "raw"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,182 @@
+"""The whole flow on a toy market: from nothing to a report, through Feast, and again with nothing to do."""
+
+import datetime as dt
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_repo import table_schemas as tables
+from jobs import flow
+from jobs.lake import Lake
+from jobs.settings import Settings, load_settings
+
+TOY = [
+    "sources.simulate.size=toy",
+    "train_ranker.rankers=['base', 'content', 'gbdt_content']",
+    "evaluate_ranker.num_draws=200",
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tailrank.toml").write_text("[lake]\npath = 'lake'\n[ingest]\nsource = 'simulate'\n")
+    return load_settings(folder / "tailrank.toml", flags=TOY)
+
+
+@pytest.fixture(scope="module")
+def lake(settings: Settings) -> Lake:
+    lake = Lake(settings.lake_path)
+    assert flow.run_steps(lake, settings.steps) == list(flow.STEPS)
+    return lake
+
+
+def test_every_table_is_written_and_a_second_run_has_nothing_to_do(lake: Lake, settings: Settings):
+    for name in flow.STEPS:
+        for schema in flow.step(name).writes:
+            assert lake.exists(schema), f"{name} did not write {schema.__name__}"
+    assert flow.run_steps(lake, settings.steps) == []
+
+
+def test_every_test_impression_is_scored_by_every_ranker(lake: Lake):
+    examples = lake.scan(tables.TrainingExamples).filter(pl.col("split") == "test").collect()
+    predictions = lake.read(tables.RankerPredictions)
+    for ranker in ("base", "content", "gbdt_content"):
+        scored = predictions.filter(pl.col("ranker") == ranker)
+        assert set(scored.get_column("impression_id")) == set(examples.get_column("impression_id"))
+
+
+def test_no_impression_is_lost_on_the_way_to_the_training_set(lake: Lake):
+    windows = lake.read(tables.SplitWindows)
+    within = lake.scan(tables.Impressions).filter(
+        pl.col("event_timestamp").is_between(windows["start"].min(), windows["end"].max(), closed="left")
+    )
+    assert lake.manifest(tables.TrainingExamples).rows == within.select(pl.len()).collect().item()
+
+
+def test_no_ranker_beats_the_ceiling_and_every_one_beats_chance(lake: Lake):
+    metrics = lake.read(tables.SegmentMetrics).filter(
+        (pl.col("label") == "clicked") & (pl.col("segment") == "all") & (pl.col("metric") == "auc")
+    )
+    value = dict(metrics.select("ranker", "value").rows())
+    assert value["ceiling"] == max(value.values())
+    assert min(value.values()) > 0.5
+
+
+def test_the_report_stands_alone_and_says_what_it_compared(lake: Lake):
+    html = (lake.root / "reports" / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", html)
+    assert len(html) < 3_000_000
+    for words in ("UAUC", "WUAUC", "cold_start", "content", "ceiling", "simulat"):
+        assert words in html or words.replace("_", " ") in html.lower(), words
+
+
+def test_a_notebook_reads_the_features_through_feast(lake: Lake):
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(lake.root / "feast"))
+    examples = lake.read(tables.TrainingExamples).filter(pl.col("item_content_vector_id").is_not_null()).head(20)
+    entities = examples.select("user_id", "item_id", "event_timestamp").to_pandas()
+    service = store.get_feature_service("ranker_content_v1")
+    history = store.get_historical_features(entities, features=service).to_df()
+    assert len(history) == len(entities)
+    now = store.get_online_features(
+        features=service, entity_rows=examples.select("user_id", "item_id").head(3).to_dicts()
+    ).to_dict()
+    by_id = {row["item_id"]: row for row in lake.read(tables.ItemContentEmbeddings).iter_rows(named=True)}
+    for item_id, vector in zip(now["item_id"], now["item_content_embedding"], strict=True):
+        assert np.array_equal(np.float32(vector), np.float32(by_id[item_id]["item_content_embedding"]))
+
+
+def test_an_edited_title_embeds_one_item_and_leaves_the_old_vector_for_the_past(lake: Lake, settings: Settings):
+    before = lake.manifest(tables.ItemContentEmbeddings).rows
+    items = lake.read(tables.Items)
+    edited = items.get_column("item_id")[0]
+    title = pl.when(pl.col("item_id") == edited).then(pl.lit("Four-season mountain tent")).otherwise(pl.col("title"))
+    lake.write(tables.Items, items.with_columns(title=title), metadata=lake.manifest(tables.Items).metadata)
+    assert flow.run_steps(lake, settings.steps, ["embed_items"]) == ["embed_items"]
+    rows = lake.read(tables.ItemContentEmbeddings).filter(pl.col("item_id") == edited).sort("event_timestamp")
+    assert lake.manifest(tables.ItemContentEmbeddings).rows == before + 1
+    assert rows.get_column("event_timestamp")[-1] > dt.datetime.now(dt.timezone.utc) - dt.timedelta(minutes=5)
+
+
+def tailrank(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "120"},
+    )
+
+
+def test_the_plan_names_every_step_and_its_state(lake: Lake, tmp_path: Path):
+    done = tailrank("plan", "--lake", str(lake.root), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in flow.STEPS:
+        assert name in done.stdout
+    assert "fresh" in done.stdout
+    assert "stale" in done.stdout
+
+
+def test_exit_codes_tell_wrong_usage_from_bad_data(tmp_path: Path):
+    assert tailrank("--version", cwd=tmp_path).stdout.startswith("tailrank 0.")
+    assert tailrank("--help", cwd=tmp_path).returncode == 0
+    unknown = tailrank("run", "embed_item", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "there is no step 'embed_item'" in unknown.stderr
+    (tmp_path / "tailrank.toml").write_text("[embed_items]\nbackbne = 'minilm'\n")
+    misspelt = tailrank("plan", cwd=tmp_path)
+    assert misspelt.returncode == 2
+    assert "did you mean 'backbone'" in misspelt.stderr
+    (tmp_path / "tailrank.toml").unlink()
+    nothing = tailrank("run", "aggregate_activity", cwd=tmp_path)
+    assert nothing.returncode == 1
+    assert "impressions: there is no such table" in nothing.stderr
+    assert "Traceback" not in nothing.stderr
+
+
+def test_a_lake_refuses_a_second_source(lake: Lake, tmp_path: Path):
+    second = tailrank("ingest", "movielens", str(tmp_path), "--lake", str(lake.root), cwd=tmp_path)
+    assert second.returncode == 2
+    assert "one lake holds one log" in second.stderr
+
+
+def test_anyones_predictions_are_judged(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    count = 2000
+    clicked = rng.random(count) < 0.3
+    good = pl.DataFrame(
+        {
+            "impression_id": [f"i{n}" for n in range(count)],
+            "user_id": [f"u{n % 100}" for n in range(count)],
+            "item_id": [f"x{n % 37}" for n in range(count)],
+            "event_timestamp": [dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)] * count,
+            "clicked": clicked,
+            "p_ctr": np.clip(0.3 + 0.2 * clicked + rng.normal(0, 0.1, count), 0, 1),
+        }
+    )
+    good.write_parquet(tmp_path / "new.parquet")
+    good.with_columns(p_ctr=pl.lit(0.3)).write_parquet(tmp_path / "old.parquet")
+    outputs = ["--report", "r.html", "--json", "r.json"]
+    done = tailrank("evaluate", "new.parquet", "--baseline", "old.parquet", *outputs, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    import json
+
+    numbers = json.loads((tmp_path / "r.json").read_text())
+    for metric in ("auc", "uauc", "wuauc"):
+        assert numbers[metric]["low"] < numbers[metric]["value"] < numbers[metric]["high"]
+    assert list(numbers)[:3] == ["auc", "uauc", "wuauc"]
+    assert (tmp_path / "r.html").exists()
+
+    good.drop("p_ctr").write_parquet(tmp_path / "bad.parquet")
+    bad = tailrank("evaluate", "bad.parquet", cwd=tmp_path)
+    assert bad.returncode == 1
+    assert "p_ctr" in bad.stderr
