@@ -262,14 +262,16 @@ def test_bfloat16_stays_near_float32():
     assert (exact * coarse).sum(axis=1).min() > 0.999
 
 
-def test_loading_and_encoding_print_nothing_and_use_no_network(tmp_path: Path):
+def test_it_prints_nothing_uses_no_network_and_no_data_library(tmp_path: Path):
     folder = save_bert(tmp_path / "bert")
     program = (
-        "import socket\n"
+        "import socket, sys\n"
         "def refuse(*args): raise SystemExit('a socket was opened')\n"
         "socket.socket.connect = refuse\n"
+        "import embedders.interests\n"
         "from embedders.backbone import load_backbone\n"
-        f"print(load_backbone({str(folder)!r}).encode(['tent']).shape)"
+        f"print(load_backbone({str(folder)!r}).encode(['tent']).shape)\n"
+        "print({'polars', 'duckdb', 'feast', 'pydantic', 'pandas', 'jobs', 'ranker'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -278,7 +280,7 @@ def test_loading_and_encoding_print_nothing_and_use_no_network(tmp_path: Path):
         cwd=Path(__file__).parents[2],
         check=False,
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("(1, 16)\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("(1, 16)\nset()\n", "", 0)
 
 
 @pytest.mark.gpu
