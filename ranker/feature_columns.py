@@ -332,7 +332,7 @@ def _item_attributes(
         return {}
     item_ids = vocabularies["item_id"].ids
     by_item = (
-        train.select("item_id", *columns.categoricals)
+        train.select(pl.col("item_id").cast(pl.String), *columns.categoricals)
         .group_by("item_id")
         .agg(
             *(pl.col(name).drop_nulls().n_unique().alias(f"{name} values") for name in columns.categoricals),
