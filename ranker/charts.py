@@ -7,7 +7,6 @@ Matplotlib is given stand-in colours, which become CSS variables, so that the pa
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ranker.calibration import Calibration
+from ranker.report_tables import ForestPoint, TrainingCurve
 
 WIDTH = 340
 """Pixels: three fit side by side on the page, one on a phone."""
@@ -52,31 +52,6 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
-
-
-@dataclass(frozen=True)
-class ForestPoint:
-    """A ranker's gain in one segment."""
-
-    segment: str
-    ranker: str
-    gain: float
-    low: float
-    high: float
-    certain: bool
-    """False where the segment is too small to tell: drawn hollow and pale."""
-
-
-@dataclass(frozen=True)
-class TrainingCurve:
-    """One training run: a value an epoch, and the epoch that was kept."""
-
-    ranker: str
-    seed: int
-    epochs: Sequence[int]
-    train_loss: Sequence[float]
-    validation_loss: Sequence[float]
-    best_epoch: int | None
 
 
 def forest(

@@ -13,7 +13,6 @@ import jinja2
 from markupsafe import Markup
 
 from feature_repo.table_schemas import SegmentMetrics, TrainingCurves
-from ranker import charts
 from ranker.calibration import Calibration
 from ranker.judged_runs import LABELS
 from ranker.report_tables import calibration_rows, curves_by_ranker, forest_points, segment_table, size_rows
@@ -68,6 +67,8 @@ def render(data: ReportData) -> str:
     Returns:
         HTML text.
     """
+    from ranker import charts  # matplotlib takes a second to load, and only a report needs it
+
     rankers = list(dict.fromkeys(data.metrics["ranker"]))
     labels = [label for label in LABELS if label.name in set(data.metrics["label"])]
     baseline = next(iter(data.metrics["baseline"].drop_nulls()), None)
@@ -115,6 +116,8 @@ def render(data: ReportData) -> str:
 
 def _forests(metrics: dy.DataFrame[SegmentMetrics], labels: Sequence[str], rankers: Sequence[str]) -> list[str]:
     """A forest plot for each label that has gains to show, on the same rows: UAUC first, then WUAUC."""
+    from ranker import charts
+
     drawn = []
     points = {(label, metric): forest_points(metrics, label, metric) for metric in FOREST_METRICS for label in labels}
     segments = list(dict.fromkeys(point.segment for several in points.values() for point in several))

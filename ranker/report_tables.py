@@ -9,7 +9,6 @@ import polars as pl
 
 from feature_repo.table_schemas import SegmentMetrics, TrainingCurves
 from ranker.calibration import Calibration, mean_over_seeds
-from ranker.charts import ForestPoint, TrainingCurve
 from ranker.comparison import METRICS
 from ranker.wording import CEILING, LABEL_NAMES, segment_name, signed
 
@@ -47,6 +46,31 @@ class SegmentRows:
     share: str
     users: str
     rows: tuple[RankerRow, ...]
+
+
+@dataclass(frozen=True)
+class ForestPoint:
+    """A ranker's gain in one segment."""
+
+    segment: str
+    ranker: str
+    gain: float
+    low: float
+    high: float
+    certain: bool
+    """False where the segment is too small to tell: drawn hollow and pale."""
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """One training run: a value an epoch, and the epoch that was kept."""
+
+    ranker: str
+    seed: int
+    epochs: Sequence[int]
+    train_loss: Sequence[float]
+    validation_loss: Sequence[float]
+    best_epoch: int | None
 
 
 SHOWN_METRICS = ("uauc", "wuauc", "auc")
