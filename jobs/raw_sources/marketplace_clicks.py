@@ -28,7 +28,8 @@ class Coefficients(NamedTuple):
     """Weights of the causes in a logit."""
 
     bias: float
-    affinity: float  # how well the item's themes meet what the user is after, 0..1
+    affinity: float  # how well the item's themes meet what the user is after, 0..1; in a feed
+    affinity_in_search: float  # the same; weaker, since the query already says what the user wants now
     quality: float
     price: float  # the cheaper for its kind the better, or the dearer, as the user likes it
     brand_style: float
@@ -38,10 +39,26 @@ class Coefficients(NamedTuple):
 
 
 CLICK = Coefficients(
-    bias=-3.7, affinity=3.0, quality=0.45, price=0.5, brand_style=0.5, readiness=0.4, searching=-0.9, relevance=2.2
+    bias=-4.0,
+    affinity=4.0,
+    affinity_in_search=1.0,
+    quality=0.45,
+    price=0.5,
+    brand_style=0.5,
+    readiness=0.4,
+    searching=-0.6,
+    relevance=3.3,
 )
 PURCHASE = Coefficients(
-    bias=-3.05, affinity=1.0, quality=0.6, price=0.7, brand_style=0.4, readiness=0.4, searching=-0.3, relevance=0.9
+    bias=-2.85,
+    affinity=1.0,
+    affinity_in_search=0.5,
+    quality=0.6,
+    price=0.7,
+    brand_style=0.4,
+    readiness=0.4,
+    searching=-0.3,
+    relevance=0.9,
 )
 
 
@@ -98,7 +115,7 @@ def causes(
 def _probability(weights: Coefficients, of: Causes, readiness: NDArray[np.float64]) -> NDArray[np.float64]:
     logit = (
         weights.bias
-        + weights.affinity * of.affinity
+        + np.where(of.searching > 0, weights.affinity_in_search, weights.affinity) * of.affinity
         + weights.quality * of.quality
         + weights.price * of.price
         + weights.brand_style * of.brand_style

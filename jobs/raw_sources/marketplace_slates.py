@@ -13,7 +13,7 @@ from jobs.raw_sources.marketplace_catalogue import Catalogue
 from jobs.raw_sources.marketplace_queries import Queries
 
 SLATE_SIZE = 10
-NUM_CANDIDATES = 14
+NUM_CANDIDATES = 16
 """Drawn per slate; the best ten that differ are shown."""
 RAMP_DAYS = 21
 """Days until an item is as popular as it will be."""

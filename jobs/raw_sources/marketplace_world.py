@@ -17,7 +17,7 @@ from jobs.raw_sources.marketplace_vocabulary import Vocabulary, vocabulary
 
 ROWS_PER_SHARD = 400_000
 """Aimed at; the number of pages of a visit is random, so a shard comes out a per cent larger or smaller."""
-SHARE_OF_SEARCHES = 0.4
+SHARE_OF_SEARCHES = 0.3
 """Pages that answer a query; the others are feeds."""
 SHARE_OF_SHELF_QUERIES = 0.1
 """Searches that name only a shelf of the store."""
