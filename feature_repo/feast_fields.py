@@ -7,7 +7,7 @@ The tag `role` tells whoever builds a training set or a ranker how to treat a co
     rate         a share in [0, 1]
     categorical  a string with few distinct values
     history      ids of the items acted on, oldest first
-    timestamps   one time for each id of a history
+    timestamps   one time for each id of a history (Feast's online stores keep whole seconds of it)
     vector       an embedding; training joins the vector's id instead and gathers the vector later
     vector_id    row of the matrix named by the tag `matrix`
 

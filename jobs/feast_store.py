@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from feast import FeatureStore
     from feast.repo_contents import RepoContents
 
+logger = logging.getLogger(__name__)
+
 OFFLINE_STORES: dict[str, dict[str, Any]] = {
     "asof": {"type": "jobs.asof_offline_store.AsofOfflineStore"},
     "duckdb": {"type": "duckdb"},
@@ -36,6 +39,9 @@ REFUSED_OFFLINE_STORES = {
     "ray": "it takes minutes for a thousand rows, and turns float32 vectors into lists of doubles",
 }
 """Stores that a training set must not come from, and why."""
+
+PUBLISHED = "published.json"
+"""In <lake>/feast: what is online, so that nothing is materialized twice."""
 
 YAML_HEADER = """\
 # Written by tailrank: feature_repo/feature_store.yaml with the paths of this lake. To read features:
@@ -108,6 +114,11 @@ def _write_yaml_of(lake: Lake) -> Path:
         online_store["path"] = str(folder / "online_store.db")
     text = YAML_HEADER.format(folder=folder) + yaml.safe_dump(document, sort_keys=False)
     path = folder / "feature_store.yaml"
+    if path.exists() and f'repo_path="{folder}"' not in path.read_text():
+        # Feast remembers absolute paths: applying this registry would drop the tables of the lake it was copied from.
+        logger.warning("%s was copied or moved: its Feast registry and online store begin anew", lake.root)
+        for name in ("registry.db", "online_store.db", PUBLISHED):
+            (folder / name).unlink(missing_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
     return folder

@@ -26,7 +26,7 @@ from feature_repo.table_schemas import (
     UserContentInterests,
     UserHistories,
 )
-from jobs.feast_store import declared, open_store, quiet_feast, repo_digest, repo_folder
+from jobs.feast_store import PUBLISHED, declared, open_store, quiet_feast, repo_digest, repo_folder
 from jobs.lake import Lake, table_name
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(lake: Lake, config: Config) -> None:
     store = open_store(lake, config.feature_repo)
     contents = declared(lake, config.feature_repo, store)
     apply(store, contents, str(repo_folder(config.feature_repo)))
-    ledger_path = lake.folder("feast") / "published.json"
+    ledger_path = lake.folder("feast") / PUBLISHED
     ledger = json.loads(ledger_path.read_text()) if ledger_path.exists() else {}
     views = [view for view in store.list_feature_views() if view.tags.get("lake_table") in TABLES and view.online]
     for view in sorted(views, key=lambda each: str(each.name)):
@@ -203,7 +203,7 @@ def _differences(lake: Lake, store: FeatureStore, view: FeatureView) -> list[str
             entity_rows=[{join_key: one} for one in expected.get_column(key)],
         ).to_dict()
     return [
-        f"{name} of {one}: expected {_short(want)}, got {_short(got)}"
+        f"{name} of {one}: {_difference(want, got)}"
         for name in features
         for one, want, got in zip(
             expected.get_column(key), expected.get_column(name).to_list(), online[name], strict=True
@@ -213,18 +213,24 @@ def _differences(lake: Lake, store: FeatureStore, view: FeatureView) -> list[str
 
 
 def _same(want: Any, got: Any) -> bool:
-    """Whether the online store gave back the value of the table, bit by bit (lists element by element)."""
+    """Whether the online store gave back the value of the table: numbers bit by bit, times to the second.
+
+    Feast's online stores keep times as whole seconds, so the fraction is there in training and not in serving.
+    """
     if isinstance(want, list):
         return isinstance(got, list) and len(want) == len(got) and all(map(_same, want, got))
     if isinstance(want, datetime):
-        return isinstance(got, datetime) and got.timestamp() == want.timestamp()
+        return isinstance(got, datetime) and got.timestamp() == math.floor(want.timestamp())
     if isinstance(want, float):
         return isinstance(got, float) and (want == got or (math.isnan(want) and math.isnan(got)))
     return bool(want == got)
 
 
-def _short(value: Any) -> str:
-    return f"{str(value)[:40]}... ({len(value)} values)" if isinstance(value, list) and len(value) > 3 else repr(value)
+def _difference(want: Any, got: Any) -> str:
+    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
+        at = next(n for n, (one, other) in enumerate(zip(want, got, strict=True)) if not _same(one, other))
+        return f"value {at} of {len(want)}: expected {want[at]!r}, got {got[at]!r}"
+    return f"expected {str(want)[:80]}, got {str(got)[:80]}"
 
 
 def _minute(time: datetime) -> str:

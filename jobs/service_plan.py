@@ -84,7 +84,8 @@ def plan_services(store: FeatureStore, names: Sequence[str], impression_columns:
         if name not in registered:
             raise ValueError(
                 f"build_training_set: no feature service {name!r} in Feast project {store.project!r} "
-                f"(registered: {', '.join(sorted(registered)) or 'none'}); run publish_features, or name another"
+                f"(registered: {', '.join(sorted(registered)) or 'none'}).\n"
+                "  what to do: name another, or run publish_features (with --force if it is called fresh)"
             )
         roles: dict[str, str] = {}
         for projection in registered[name].feature_view_projections:

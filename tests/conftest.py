@@ -106,7 +106,7 @@ def feature_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
             "event_timestamp": start + d * day,
             "created_timestamp": start + d * day,
             "history_item_ids": [items[(d + n) % 10] for n in range(3)],
-            "history_timestamps": [start + d * day - dt.timedelta(hours=3 - n) for n in range(3)],
+            "history_timestamps": [start + d * day - dt.timedelta(hours=3 - n, microseconds=1) for n in range(3)],
         }
         for user in users[:7]
         for d in range(1, 30, 3)

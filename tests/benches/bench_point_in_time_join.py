@@ -3,8 +3,8 @@
     pytest -m bench tests/benches/bench_point_in_time_join.py -s
 
 50 000 users with 20 activity rows each, 20 000 items with 30, 20 000 item vectors of 384 numbers in 3 versions; both
-stores leave out what was written after the impression, both give Arrow. Every case runs in a process of its own, so that
-its peak is its own; `peak` is the whole process, `import feast` (about 0.4 GB) and the entity rows included.
+stores leave out what was written after the impression, both give Arrow. Every case runs in a process of its own, so
+that its peak is its own; `peak` is the whole process, `import feast` (about 0.4 GB) and the entity rows included.
 """
 
 import datetime as dt

@@ -29,16 +29,32 @@ DAY = dt.timedelta(days=1)
 
 
 def copy_of(lake: Lake, folder: Path) -> Lake:
-    """A copy that shares Feast's registry with the original: its sources still point there."""
     shutil.copytree(lake.root, folder / "lake", symlinks=True)
     return Lake(folder / "lake", now=lake.now)
 
 
 @pytest.fixture(scope="module")
-def built(published_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    lake = copy_of(published_lake, tmp_path_factory.mktemp("built"))
+def built(feature_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    lake = copy_of(feature_lake, tmp_path_factory.mktemp("built"))
+    publish_features.run(lake, publish_features.Config())
     build_training_set.run(lake, build_training_set.Config(chunk_rows=333))
     return lake
+
+
+@pytest.fixture(scope="module")
+def published(feature_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """Published once; each test may replace its impressions (`log`) and build."""
+    lake = copy_of(feature_lake, tmp_path_factory.mktemp("to_build"))
+    publish_features.run(lake, publish_features.Config())
+    return lake
+
+
+@pytest.fixture
+def log(published: Lake, feature_lake: Lake) -> pl.DataFrame:
+    """The impressions of the small world, put back before each test that uses `published`."""
+    impressions = feature_lake.read(Impressions)
+    published.write(Impressions, impressions)
+    return impressions
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +171,9 @@ def test_matrices_hold_the_vectors_referred_to_and_no_others(
 
 
 def test_late_joined_vectors_are_the_bytes_that_feast_gives_offline_and_online(
-    built: Lake, published_lake: Lake, examples: pl.DataFrame
+    built: Lake, examples: pl.DataFrame
 ) -> None:
-    store = open_store(published_lake, offline_store="asof")
+    store = open_store(built, offline_store="asof")
     rows = examples.filter(pl.col("event_timestamp") >= START + 20 * DAY)
     entities = rows.select("impression_id", "user_id", "item_id", "event_timestamp")
     wanted = {
@@ -186,8 +202,8 @@ def test_late_joined_vectors_are_the_bytes_that_feast_gives_offline_and_online(
         assert late == [None if one is None else np.asarray(one, np.float32).tobytes() for one in online]
 
 
-def test_the_cosine_is_the_one_that_feast_computes(published_lake: Lake, examples: pl.DataFrame) -> None:
-    store = open_store(published_lake, offline_store="asof")
+def test_the_cosine_is_the_one_that_feast_computes(built: Lake, examples: pl.DataFrame) -> None:
+    store = open_store(built, offline_store="asof")
     entities = examples.select("impression_id", "user_id", "item_id", "event_timestamp")
     feature = "user_item_content_cosine"
     direct = store.get_historical_features(entities.to_pandas(), [f"{feature}:{feature}"]).to_arrow()
@@ -196,52 +212,66 @@ def test_the_cosine_is_the_one_that_feast_computes(published_lake: Lake, example
 
 
 def test_the_stock_store_gives_the_same_training_set(
-    built: Lake, published_lake: Lake, examples: pl.DataFrame, tmp_path: Path
+    built: Lake, published: Lake, log: pl.DataFrame, examples: pl.DataFrame
 ) -> None:
-    lake = copy_of(published_lake, tmp_path)
-    build_training_set.run(lake, build_training_set.Config(offline_store="duckdb", chunk_rows=500))
-    assert lake.read(TrainingExamples).equals(examples)
-    assert lake.manifest(TrainingExamples).metadata == built.manifest(TrainingExamples).metadata
+    build_training_set.run(published, build_training_set.Config(offline_store="duckdb", chunk_rows=500))
+    assert published.read(TrainingExamples).equals(examples)
+    assert published.manifest(TrainingExamples).metadata == built.manifest(TrainingExamples).metadata
 
 
-def test_one_service_alone_joins_its_features_only(published_lake: Lake, tmp_path: Path) -> None:
-    lake = copy_of(published_lake, tmp_path)
-    build_training_set.run(lake, build_training_set.Config(services=("ranker_base_v1",), train_days=4))
-    columns = lake.read(TrainingExamples).columns
+def test_one_service_alone_joins_its_features_only(published: Lake, log: pl.DataFrame) -> None:
+    build_training_set.run(published, build_training_set.Config(services=("ranker_base_v1",), train_days=4))
+    columns = published.read(TrainingExamples).columns
     assert "item_num_clicks_7d" in columns
     assert not [name for name in columns if "content" in name]
-    assert lake.read(SplitWindows)["num_impressions"].to_list() == [4 * 48, 5 * 48, 7 * 48]
+    assert published.read(SplitWindows)["num_impressions"].to_list() == [4 * 48, 5 * 48, 7 * 48]
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            {"services": ("ranker_v9",)},
-            r"no feature service 'ranker_v9'.*registered: ranker_base_v1, ranker_content_v1",
-        ),
-        ({"test_days": 20, "validation_days": 10}, "lower test_days and validation_days"),
-    ],
-)
-def test_impossible_requests_name_the_remedy(
-    published_lake: Lake, tmp_path: Path, config: dict[str, Any], message: str
+def test_an_unknown_service_is_refused_with_those_there_are(published: Lake, log: pl.DataFrame) -> None:
+    with pytest.raises(
+        ValueError, match=r"no feature service 'ranker_v9'.*registered: ranker_base_v1, ranker_content_v1"
+    ):
+        build_training_set.run(published, build_training_set.Config(services=("ranker_v9",)))
+
+
+def test_a_log_without_conversions_is_good_and_one_that_cannot_know_them_says_so(
+    published: Lake, log: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_training_set.run(copy_of(published_lake, tmp_path), build_training_set.Config(**config))
+    with caplog.at_level(logging.WARNING):
+        build_training_set.run(published, build_training_set.Config(validation_days=1, conversion_window_days=3.0))
+    assert "no impression in validation" in caplog.text
+    assert "lower conversion_window_days" in caplog.text
+    caplog.clear()
+    never = pl.lit(None, pl.Datetime("us", "UTC"))
+    published.write(Impressions, log.with_columns(converted=pl.lit(False), conversion_timestamp=never))
+    with caplog.at_level(logging.WARNING):
+        build_training_set.run(published, build_training_set.Config())
+    assert published.read(TrainingExamples)["converted"].to_list() == [False] * len(log)
+    assert not caplog.records
 
 
-def test_a_split_without_traffic_is_refused(published_lake: Lake, tmp_path: Path) -> None:
-    lake = copy_of(published_lake, tmp_path)
+def test_an_empty_log_is_refused(lake: Lake) -> None:
+    lake.write(Impressions, Impressions.create_empty())
+    with pytest.raises(ValueError, match="no impressions; ingest a log"):
+        build_training_set.run(lake, build_training_set.Config())
+
+
+def test_a_log_shorter_than_the_splits_is_refused(lake: Lake, feature_lake: Lake) -> None:
+    lake.write(Impressions, feature_lake.read(Impressions))
+    with pytest.raises(ValueError, match="lower test_days and validation_days"):
+        build_training_set.run(lake, build_training_set.Config(test_days=20, validation_days=10))
+
+
+def test_a_split_without_traffic_is_refused(lake: Lake, feature_lake: Lake) -> None:
     quiet = pl.col("event_timestamp").is_between(START + 18 * DAY, START + 23 * DAY, closed="left")
-    lake.write(Impressions, lake.read(Impressions).filter(~quiet))
+    lake.write(Impressions, feature_lake.read(Impressions).filter(~quiet))
     with pytest.raises(ValueError, match=r"no impression in validation \(2025-06-19 00:00 to 2025-06-24 00:00\)"):
         build_training_set.run(lake, build_training_set.Config())
 
 
-def test_a_train_window_without_clicks_is_refused(published_lake: Lake, tmp_path: Path) -> None:
-    lake = copy_of(published_lake, tmp_path)
+def test_a_train_window_without_clicks_is_refused(lake: Lake, feature_lake: Lake) -> None:
     early = pl.col("event_timestamp") < START + 18 * DAY
-    silenced = lake.read(Impressions).with_columns(
+    silenced = feature_lake.read(Impressions).with_columns(
         pl.col("clicked", "converted") & ~early,
         pl.when(~early).then("conversion_timestamp").alias("conversion_timestamp"),
     )
@@ -250,53 +280,34 @@ def test_a_train_window_without_clicks_is_refused(published_lake: Lake, tmp_path
         build_training_set.run(lake, build_training_set.Config())
 
 
-def test_a_log_without_conversions_is_good_and_one_that_cannot_know_them_says_so(
-    published_lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    lake = copy_of(published_lake, tmp_path)
-    with caplog.at_level(logging.WARNING):
-        build_training_set.run(lake, build_training_set.Config(validation_days=1, conversion_window_days=3.0))
-    assert "no impression in validation" in caplog.text
-    assert "lower conversion_window_days" in caplog.text
-    caplog.clear()
-    nobody = lake.read(Impressions).with_columns(converted=pl.lit(False), conversion_timestamp=pl.lit(None, START_TYPE))
-    lake.write(Impressions, nobody)
-    with caplog.at_level(logging.WARNING):
-        build_training_set.run(lake, build_training_set.Config())
-    assert lake.read(TrainingExamples)["converted"].to_list() == [False] * len(nobody)
-    assert not caplog.records
-
-
-START_TYPE = pl.Datetime("us", "UTC")
-
-
-@pytest.mark.parametrize(("kind", "reason"), [("dask", "loses rows"), ("file", "loses rows")])
+@pytest.mark.parametrize("kind", ["dask", "file"])
 def test_offline_stores_that_lose_rows_are_refused(
-    published_lake: Lake, tmp_path: Path, kind: str, reason: str
+    published: Lake, log: pl.DataFrame, tmp_path: Path, kind: str
 ) -> None:
-    lake = copy_of(published_lake, tmp_path)
-    repo = tmp_path / "repo"
-    repo.mkdir()
-    yaml = (lake.root / "feast" / "feature_store.yaml").read_text()
-    (repo / "feature_store.yaml").write_text(yaml.replace("type: duckdb", f"type: {kind}"))
-    config = build_training_set.Config(feature_repo=str(repo), offline_store="repository")
-    with pytest.raises(ValueError, match=f"'{kind}' is refused.*{reason}"):
-        build_training_set.run(lake, config)
+    yaml = (published.root / "feast" / "feature_store.yaml").read_text()
+    (tmp_path / "feature_store.yaml").write_text(yaml.replace("type: duckdb", f"type: {kind}"))
+    config = build_training_set.Config(feature_repo=str(tmp_path), offline_store="repository")
+    with pytest.raises(ValueError, match=f"'{kind}' is refused: it loses rows"):
+        build_training_set.run(published, config)
 
 
-def test_a_table_that_changed_under_the_job_is_found_by_the_second_opinion(
-    published_lake: Lake, tmp_path: Path
+def test_values_of_another_lake_are_found_by_the_second_opinion(
+    published: Lake, log: pl.DataFrame, tmp_path: Path
 ) -> None:
-    # The registry of the copy still points at the original tables, so Feast joins other values than the lake holds.
-    lake = copy_of(published_lake, tmp_path)
+    # A feature_store.yaml that names the registry of `published`, used on a lake whose counts are others.
+    lake = copy_of(published, tmp_path)
     lake.write(ItemActivity, lake.read(ItemActivity).with_columns(pl.col("item_num_clicks_30d") + 1))
     with pytest.raises(ValueError, match=r"item_num_clicks_30d of impression .* known then was"):
-        build_training_set.run(lake, build_training_set.Config())
-    assert not lake.exists(TrainingExamples)
+        build_training_set.run(lake, build_training_set.Config(feature_repo=str(published.root / "feast")))
+    assert lake.manifest(Impressions).rows == len(log)
+    before = published.manifest(TrainingExamples) if published.exists(TrainingExamples) else None
+    after = lake.manifest(TrainingExamples) if lake.exists(TrainingExamples) else None
+    assert after == before, "a job that stops leaves the old table"
 
 
-def test_vectors_of_another_model_than_registered_stop_the_job(published_lake: Lake, tmp_path: Path) -> None:
-    lake = copy_of(published_lake, tmp_path)
+def test_vectors_of_another_model_than_registered_stop_the_job(feature_lake: Lake, tmp_path: Path) -> None:
+    lake = copy_of(feature_lake, tmp_path)
+    publish_features.run(lake, publish_features.Config())
     other = {"model_id": "another", "dimension": "4"}
     lake.write(ItemContentEmbeddings, lake.read(ItemContentEmbeddings), fingerprint=other)
     with pytest.raises(ValueError, match="another embedding model") as raised:
@@ -307,7 +318,16 @@ def test_vectors_of_another_model_than_registered_stop_the_job(published_lake: L
     assert lake.open_matrix("item_content").fingerprint == other
 
 
-def test_an_empty_log_is_refused(lake: Lake) -> None:
-    lake.write(Impressions, Impressions.create_empty())
-    with pytest.raises(ValueError, match="no impressions; ingest a log"):
+def test_a_copied_lake_neither_reads_nor_harms_the_one_it_was_copied_from(
+    published: Lake, log: pl.DataFrame, tmp_path: Path
+) -> None:
+    lake = copy_of(published, tmp_path)
+    with pytest.raises(ValueError, match=r"registered: none"):  # Feast's registry still named the other lake's tables
         build_training_set.run(lake, build_training_set.Config())
+    publish_features.run(lake, publish_features.Config())
+    build_training_set.run(lake, build_training_set.Config())
+    for one in (lake, published):
+        store = open_store(one)
+        assert store.get_feature_view("item_activity").batch_source.path.startswith(str(one.root))
+        answer = store.get_online_features(["item_activity:item_num_clicks_7d"], [{"item_id": "i0"}]).to_dict()
+        assert answer["item_num_clicks_7d"] == [29]

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from feature_repo.table_schemas import ItemActivity, ItemContentEmbeddings, UserContentInterests
+from feature_repo.table_schemas import ItemActivity, ItemContentEmbeddings, UserContentInterests, UserHistories
 from jobs import publish_features
 from jobs.feast_store import open_store
 from jobs.lake import Lake
@@ -44,9 +44,16 @@ def test_the_newest_value_of_each_key_is_online(published_lake: Lake) -> None:
     assert online(published_lake, "user_history:history_item_ids", "user_id", ["u3"]) == [["i8", "i9", "i0"]]
 
 
-def test_a_second_run_materializes_nothing(
-    published_lake: Lake, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_times_of_a_history_are_whole_seconds_online_as_feast_keeps_them(published_lake: Lake) -> None:
+    (table,) = (
+        published_lake.read(UserHistories).filter(pl.col("user_id") == "u3").tail(1)["history_timestamps"].to_list()
+    )
+    (served,) = online(published_lake, "user_history:history_timestamps", "user_id", ["u3"])
+    assert [one.microsecond for one in table] == [999_999] * 3
+    assert [one.timestamp() for one in served] == [one.replace(microsecond=0).timestamp() for one in table]
+
+
+def test_a_second_run_materializes_nothing(published_lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
     database = published_lake.root / "feast" / "online_store.db"
     before = database.read_bytes()
     with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
