@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test lint bench clean
 
@@ -10,7 +11,7 @@ demo: $(READY)  ## simulate a marketplace and take it through every step to a re
 	$(BIN)/tailrank run
 
 test: lint  ## style, types, direction of imports, then every test
-	$(BIN)/pytest -n 2 --dist loadfile --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 10
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded at run time
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a machine that does anything else
 
 from jobs import flow
 from jobs.lake import Lake, table_name
