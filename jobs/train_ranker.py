@@ -67,7 +67,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
     batch_size: PositiveInt = 2048
     """Impressions a training step."""
     learning_rate: PositiveFloat = 1e-3
-    """Of the networks; embeddings learn ten times as fast."""
+    """Of the networks; embeddings learn three times as fast."""
     weight_decay: NonNegativeFloat = 1e-5
     """Of the networks, embeddings left out."""
     dropout: float = Field(0.1, ge=0.0, lt=1.0)

@@ -8,15 +8,14 @@ What a feature is for is said by its role, a tag of the Feast field that travels
     vector_id     a row of a vector matrix                    -> its position in the matrix
     timestamps    when the history happened                   -> not read by today's rankers
 
-This is the only file of the rankers that knows polars; everything behind it works on `EncodedExamples`.
+Only this file and `ranker.vocabularies` know polars; everything behind them works on `EncodedExamples`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -24,17 +23,15 @@ from numpy.typing import NDArray
 
 from ranker.batches import (
     ITEM,
-    OUT_OF_VOCABULARY,
-    PADDING,
     UNKNOWN_LABEL,
     EncodedExamples,
     ExampleLayout,
     VectorColumn,
 )
+from ranker.vocabularies import Vocabulary, digest_of, rows_of_item_attributes
 
 SCALAR_ROLES = ("count", "rate", "scalar")
 LABELS = ("clicked", "converted")
-FIRST_ID_ROW = max(PADDING, OUT_OF_VOCABULARY) + 1
 
 
 class VectorMatrix(Protocol):
@@ -115,28 +112,6 @@ class FeatureColumns:
         return (*self.ids, *self.scalars, *(name for name in optional if name is not None))
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Ids with a row of their own, most frequent first; row 0 is padding, row 1 every other id."""
-
-    ids: pl.Series
-
-    @property
-    def num_rows(self) -> int:
-        """Rows an embedding table needs."""
-        return FIRST_ID_ROW + len(self.ids)
-
-    def rows_of(self, values: pl.Series) -> NDArray[np.int32]:
-        """Row of each value: its own, 1 where it is not in the vocabulary, 0 where it is null."""
-        values = values.cast(pl.String)
-        # a cast to Enum is one hash look-up a value; the vocabulary's order gives the row
-        codes = values.cast(pl.Enum(self.ids), strict=False).to_physical().cast(pl.Int32) + FIRST_ID_ROW
-        rows = codes.fill_null(OUT_OF_VOCABULARY).to_numpy().copy()
-        if values.null_count():
-            rows[values.is_null().to_numpy()] = PADDING
-        return rows
-
-
 class FeatureEncoder:
     """Turns frames into `EncodedExamples`, with vocabularies fitted on the training rows only."""
 
@@ -163,7 +138,7 @@ class FeatureEncoder:
             item_attributes=tuple(item_attributes),
             user_vector=columns.user_vector,
             item_vector=columns.item_vector,
-            vocabulary_digest=_digest(self.vocabularies),
+            vocabulary_digest=digest_of(self.vocabularies),
         )
 
     @classmethod
@@ -178,19 +153,10 @@ class FeatureEncoder:
             min_count: an id seen in fewer rows shares the out-of-vocabulary row, so that the row is trained.
             history_length: most recent items of a history that are kept.
         """
-        vocabularies = {
-            name: Vocabulary(
-                train.select(pl.col(name).cast(pl.String).alias("id"))
-                .drop_nulls()
-                .group_by("id")
-                .len()
-                .filter(pl.col("len") >= min_count)
-                .sort(["len", "id"], descending=[True, False])
-                .collect(engine="streaming")["id"]
-            )
-            for name in columns.ids
-        }
-        return cls(columns, vocabularies, _item_attributes(columns, train, vocabularies), history_length)
+        vocabularies = {name: Vocabulary.fit(train, name, min_count) for name in columns.ids}
+        return cls(
+            columns, vocabularies, rows_of_item_attributes(train, columns.categoricals, vocabularies), history_length
+        )
 
     def encode(self, frame: pl.DataFrame, matrices: Mapping[str, VectorMatrix] | None = None) -> EncodedExamples:
         """Encode one frame.
@@ -310,42 +276,3 @@ class FeatureEncoder:
                 f"{encoder.layout.vocabulary_digest}). The folder was written by two runs: train again."
             )
         return encoder
-
-
-def _digest(vocabularies: Mapping[str, Vocabulary]) -> str:
-    digest = hashlib.sha256()
-    for name, vocabulary in vocabularies.items():
-        digest.update(f"{name} {len(vocabulary.ids)}\n".encode())
-        digest.update("\n".join(vocabulary.ids).encode())
-    return digest.hexdigest()[:16]
-
-
-def _item_attributes(
-    columns: FeatureColumns, train: pl.LazyFrame, vocabularies: Mapping[str, Vocabulary]
-) -> dict[str, NDArray[np.int32]]:
-    """Rows of the categoricals that have one value per item in the training rows, for each row of the item vocabulary.
-
-    They let a ranker know what the items of a history are (DIN embeds the category beside the id); items without a
-    row of their own have none.
-    """
-    if not columns.categoricals:
-        return {}
-    item_ids = vocabularies["item_id"].ids
-    by_item = (
-        train.select(pl.col("item_id").cast(pl.String), *columns.categoricals)
-        .group_by("item_id")
-        .agg(
-            *(pl.col(name).drop_nulls().n_unique().alias(f"{name} values") for name in columns.categoricals),
-            *(pl.col(name).drop_nulls().first().cast(pl.String) for name in columns.categoricals),
-        )
-        .collect(engine="streaming")
-    )
-    single: list[str] = [name for name in columns.categoricals if by_item[f"{name} values"].max() == 1]
-    known = pl.DataFrame({"item_id": item_ids}).join(
-        by_item, on="item_id", how="left", maintain_order="left", coalesce=True
-    )
-    no_attribute: list[Any] = [PADDING] * FIRST_ID_ROW
-    return {
-        name: np.concatenate([np.array(no_attribute, dtype=np.int32), vocabularies[name].rows_of(known[name])])
-        for name in single
-    }

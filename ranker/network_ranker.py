@@ -34,7 +34,7 @@ class NetworkSettings:
     projected_dim: int = 32
     """Of the content vectors, before the crosses."""
     dropout: float = 0.1
-    id_dropout: float = 0.05
+    id_dropout: float = 0.1
     """Share of training rows whose user or item reads as unknown."""
     modality_dropout: float = 0.1
     """Share of training rows whose user or item vector reads as missing."""

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ranker.batches import Batch, ExampleLayout
-from ranker.id_network import CrossLayer, IdNetwork, ScalarInputs, ScalarStatistics, TargetAttention
+from ranker.id_network import CrossLayer, HistoryMatches, IdNetwork, ScalarInputs, ScalarStatistics, TargetAttention
 
 
 def plain_attention(attention: TargetAttention, history_BLD: Tensor, mask_BL: Tensor, target_BD: Tensor) -> Tensor:
@@ -56,6 +56,18 @@ def test_an_empty_history_reads_as_a_learnt_default(length: int) -> None:
     interest_BD.sum().backward()
     assert attention.empty_D.grad is not None
     assert attention.empty_D.grad.tolist() == [2] * 4
+
+
+def test_matches_count_the_history_items_of_the_candidates_kind() -> None:
+    matches = HistoryMatches(attribute_columns=[2])
+    ids_BF = torch.tensor([[9, 5, 3], [9, 1, 1], [9, 5, 0]]).int()
+    history_BL = torch.tensor([[5, 6, 5, 0], [1, 1, 0, 0], [0, 0, 0, 0]]).int()
+    attributes_BLK = torch.tensor([[3, 3, 3, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).int().unsqueeze(2)
+    # log1p(count) of item and category, their shares, log1p(length); an unknown candidate matches nothing
+    expected = [[2, 3, 2 / 3, 1, 3], [0, 0, 0, 0, 2], [0, 0, 0, 0, 0]]
+    found = matches(ids_BF, history_BL, attributes_BLK)
+    found[:, [0, 1, 4]] = found[:, [0, 1, 4]].expm1()
+    torch.testing.assert_close(found, torch.tensor(expected).float())
 
 
 def test_a_cross_layer_is_the_formula_worked_by_hand() -> None:

@@ -133,7 +133,7 @@ def worlds() -> dict[str, World]:
 
 def make_network(auxiliary: str) -> Callable[[int], Ranker]:
     def make(seed: int) -> Ranker:
-        fit_settings = FitSettings(passes=5, evaluations_per_pass=1, batch_size=128, learning_rate=3e-3, seed=seed)
+        fit_settings = FitSettings(passes=5, evaluations_per_pass=1, batch_size=128, learning_rate=1e-2, seed=seed)
         return NetworkRanker(NetworkSettings(auxiliary=auxiliary), fit_settings)  # type: ignore[arg-type]
 
     return make
