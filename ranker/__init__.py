@@ -1,1 +1,1 @@
-"""From training table to report: the ranker, its metrics and the report. Frames or tensors in, frames or tensors out."""
+"""From training table to report: the ranker and its metrics. Frames or tensors in, frames or tensors out."""
