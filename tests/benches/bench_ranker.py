@@ -55,7 +55,7 @@ def draw_frame() -> pl.DataFrame:
             }
         )
         .join(history.rename({"item": "history"}), on="row", how="left", maintain_order="left")
-        .with_columns("user-" + pl.col("user_id"), "item-" + pl.col("item_id"))
+        .with_columns(user_id="user-" + pl.col("user_id"), item_id="item-" + pl.col("item_id"))
     )
 
 
