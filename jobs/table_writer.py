@@ -73,6 +73,13 @@ def point_current_at(folder: Path, target: str) -> None:
     link.replace(folder / "current")
 
 
+def _width_rules(schema: type[dy.Schema], fingerprint: Mapping[str, str]) -> dict[str, pl.Expr]:
+    """Every vector is as wide as the fingerprint says: the model that is named is the one that made it."""
+    width = fingerprint.get("dimension")
+    vectors = [name for name, dtype in schema.create_empty().schema.items() if dtype == pl.List(pl.Float32)]
+    return {f"{name} is {width} wide": pl.col(name).list.len() == int(width) for name in vectors if width is not None}
+
+
 class TableWriter:
     """Takes shards and commits them together, on a clean exit from its `with` block; an error leaves the old table.
 
@@ -99,7 +106,8 @@ class TableWriter:
         self.metadata: dict[str, Any] = dict(metadata if metadata is not None else before.metadata if before else {})
         self.fingerprint = dict(fingerprint if fingerprint is not None else before.fingerprint if before else {})
         self._folder, self._quarantine_folder = root / self.table, root / "quarantine"
-        self._before, self._rules, self._keep_extra_columns = before, rules, keep_extra_columns
+        self._before, self._keep_extra_columns = before, keep_extra_columns
+        self._rules = {**(rules or {}), **_width_rules(schema, self.fingerprint)}
         self._max_quarantined_share, self._now = max_quarantined_share, now
         self._refused: list[pl.DataFrame] = []
         self._shards: list[ShardEntry] = []

@@ -120,6 +120,12 @@ def test_a_vector_that_is_not_finite_and_of_unit_norm_is_refused(lake: Lake, bad
     assert not lake.exists(ItemContentEmbeddings)
 
 
+def test_a_vector_of_another_width_than_the_fingerprint_says_is_refused(lake: Lake):
+    with pytest.raises(TableError, match="item_content_embedding is 2 wide: 1"):
+        lake.write(ItemContentEmbeddings, embeddings([[1.0, 0.0], [1.0, 0.0, 0.0]]), fingerprint={"dimension": "2"})
+    assert not lake.exists(ItemContentEmbeddings)
+
+
 def test_appending_keeps_the_old_rows_and_the_fingerprint(lake: Lake):
     lake.write(Users, users("u1"), fingerprint={"model_id": "m"}, metadata={"k": 1})
     with lake.writer(Users, append=True) as writer:
