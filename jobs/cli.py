@@ -142,13 +142,6 @@ def ingest(
     if source not in flow.SOURCES:
         _fail(f"there is no source {source!r}; the sources are {', '.join(flow.SOURCES)}", code=2)
     chosen = _settings(config, lake, settings, {"ingest": overrides})
-    before = flow.last_run(Lake(chosen.lake_path), "ingest")
-    if before is not None and before.config["source"] != source:
-        _fail(
-            f"lake {chosen.lake_path} holds a log from {before.config['source']!r}, and one lake holds one log; "
-            f"name another with --lake, or remove that folder",
-            code=2,
-        )
     _run(chosen, ["ingest"], force)
 
 
@@ -194,6 +187,14 @@ def evaluate(
 
 
 def _run(settings: Settings, steps: list[str] | None, force: bool) -> None:
+    before = flow.last_run(Lake(settings.lake_path), "ingest")
+    source = settings.steps["ingest"].model_dump()["source"]
+    if before is not None and before.config["source"] != source:
+        _fail(
+            f"lake {settings.lake_path} holds a log from {before.config['source']!r}, not {source!r}, and one lake "
+            f"holds one log; name another with --lake, or remove that folder",
+            code=2,
+        )
     flow.run_steps(Lake(settings.lake_path), settings.steps, steps or None, force=force)
 
 

@@ -70,43 +70,71 @@ def load_settings(
         )
     chosen = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     document: dict[str, Any] = _read_toml(chosen) if chosen else {}
+    stronger: dict[str, Any] = {}
     for key, value in sorted((environment or {}).items()):
         if key.startswith(ENVIRONMENT_PREFIX):
-            _assign(document, key.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _toml_value(value), where=key)
+            _assign(stronger, key.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _toml_value(value), where=key)
     for flag in flags:
         name, equals, value = flag.partition("=")
         if not equals:
             raise ValueError(f"--set {flag}: expected section.key=value, for example train_ranker.seeds='[0, 1, 2]'")
-        _assign(document, name.strip().split("."), _toml_value(value), where=f"--set {flag}")
+        _assign(stronger, name.strip().split("."), _toml_value(value), where=f"--set {flag}")
     for section, values in (overrides or {}).items():
         for key, value in values.items():
-            _assign(document, [section, key], value, where=section)
-    return _check(document, chosen)
+            _assign(stronger, [section, key], value, where=section)
+    return _check(document, stronger, chosen)
 
 
-def _check(document: dict[str, Any], file: Path | None) -> Settings:
+def _check(document: dict[str, Any], stronger: dict[str, Any], file: Path | None) -> Settings:
     where = str(file) if file else "settings"
-    sources = document.pop("sources", {})
-    if not isinstance(sources, dict):
-        raise ValueError(f"{where}: `sources` must be a section of sections, such as [sources.columns]")
-    _refuse_unknown(document, ["lake", "sources", *flow.STEPS], f"{where}: section")
-    _refuse_unknown(sources, flow.SOURCES, f"{where}: section sources.")
-    lake = _validate(LakeConfig, document.pop("lake", {}), f"{where}: [lake]")
+    for found in (document, stronger):
+        sources = found.get("sources", {})
+        if not isinstance(sources, dict):
+            raise ValueError(f"{where}: `sources` must be a section of sections, such as [sources.columns]")
+        _refuse_unknown(found, ["lake", "sources", *flow.STEPS], f"{where}: section")
+        _refuse_unknown(sources, flow.SOURCES, f"{where}: section sources.")
     folder = file.resolve().parent if file else Path.cwd()
+    lake = _validate(LakeConfig, {**document.get("lake", {}), **stronger.get("lake", {})}, f"{where}: [lake]")
     lake_path = (folder / Path(lake.path).expanduser()).resolve()
-    ingest = document.setdefault("ingest", {})
-    before = flow.last_run(Lake(lake_path), "ingest")
-    if "source" not in ingest and before is not None:  # a lake holds one log: what was ingested stays the source
-        document["ingest"] = ingest = {**before.config, **ingest}
-    if isinstance(ingest.get("path"), str):
-        ingest["path"] = str((folder / Path(ingest["path"]).expanduser()).resolve())
-    if sources.get(ingest.get("source", "simulate")):
-        ingest["options"] = sources[ingest.get("source", "simulate")]
+    _remember_source(document, lake_path, lake_is_named="lake" in stronger)
+    merged = _merge(document, stronger)
+    ingest = merged.get("ingest", {})
+    if isinstance(ingest, dict):
+        source = ingest.get("source", "simulate")
+        if merged.get("sources", {}).get(source):
+            ingest["options"] = merged["sources"][source]
+        if isinstance(ingest.get("path"), str):
+            ingest["path"] = str((folder / Path(ingest["path"]).expanduser()).resolve())
+        merged["ingest"] = ingest
     steps = {
-        name: _validate(flow.step(name).config_class, document.get(name, {}), f"{where}: [{name}]")
-        for name in flow.STEPS
+        name: _validate(flow.step(name).config_class, merged.get(name, {}), f"{where}: [{name}]") for name in flow.STEPS
     }
     return Settings(lake_path=lake_path, steps=steps)
+
+
+def _remember_source(document: dict[str, Any], lake_path: Path, *, lake_is_named: bool) -> None:
+    """A lake holds one log, and remembers which. What the file says of a source is about the file's own lake.
+
+    So `tailrank ingest SOURCE PATH --lake L` followed by `tailrank run --lake L` goes on with that log, whatever
+    `[ingest]` of the file names. The file's `[sources.<source>]` still counts where it is of the same source.
+    """
+    before = flow.last_run(Lake(lake_path), "ingest")
+    ingest = document.get("ingest", {})
+    if before is None or not isinstance(ingest, dict) or ("source" in ingest and not lake_is_named):
+        return
+    if ingest.get("source", before.config["source"]) != before.config["source"]:
+        ingest = {}
+        document.get("sources", {}).pop(before.config["source"], None)
+    document["ingest"] = {**ingest, **before.config}
+
+
+def _merge(weaker: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
+    """`stronger` over `weaker`, section by section."""
+    merged = dict(weaker)
+    for key, value in stronger.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

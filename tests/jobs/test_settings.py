@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from jobs.settings import load_settings
 
@@ -76,10 +77,9 @@ def test_a_settings_file_that_is_named_must_be_there(empty_folder: Path):
         load_settings(empty_folder / "other.toml")
 
 
-def test_a_lake_remembers_what_was_ingested_into_it(empty_folder: Path):
-    ledger = empty_folder / "lake" / "ledger"
-    ledger.mkdir(parents=True)
-    config = load_settings(overrides={"ingest": {"source": "movielens", "path": "/data"}}).steps["ingest"]
+def remember(lake: Path, **ingest: str) -> BaseModel:
+    """Leave the ledger that an ingest into this lake leaves."""
+    config = load_settings(overrides={"ingest": ingest}).steps["ingest"]
     entry = {
         "config": json.loads(config.model_dump_json()),
         "outside_inputs": None,
@@ -88,6 +88,28 @@ def test_a_lake_remembers_what_was_ingested_into_it(empty_folder: Path):
         "finished": "2026-01-01T00:00:00Z",
         "seconds": 1.0,
     }
-    (ledger / "ingest.json").write_text(json.dumps(entry))
+    (lake / "ledger").mkdir(parents=True)
+    (lake / "ledger" / "ingest.json").write_text(json.dumps(entry))
+    return config
+
+
+def test_a_lake_remembers_what_was_ingested_into_it(empty_folder: Path):
+    config = remember(empty_folder / "lake", source="movielens", path="/data")
     assert load_settings().steps["ingest"] == config
     assert load_settings(flags=["ingest.source=simulate"]).steps["ingest"] != config
+
+
+def test_a_lake_that_is_named_goes_on_with_its_own_log_whatever_the_file_ingests(empty_folder: Path):
+    config = remember(empty_folder / "other", source="movielens", path="/data")
+    written(empty_folder, "[ingest]\nsource = 'simulate'\n[sources.simulate]\nsize = 'toy'\n")
+    named = {"lake": {"path": str(empty_folder / "other")}}
+    assert load_settings(overrides=named).steps["ingest"] == config
+    assert load_settings().steps["ingest"].model_dump()["options"] == {"size": "toy"}
+
+
+def test_options_of_the_same_source_still_come_from_the_file(empty_folder: Path):
+    remember(empty_folder / "other", source="movielens", path="/data")
+    written(empty_folder, "[ingest]\nsource = 'movielens'\n[sources.movielens]\nclicked_from_stars = 3.5\n")
+    ingest = load_settings(overrides={"lake": {"path": str(empty_folder / "other")}}).steps["ingest"].model_dump()
+    assert ingest["path"] == Path("/data")
+    assert ingest["options"] == {"clicked_from_stars": 3.5}
