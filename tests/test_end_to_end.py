@@ -16,6 +16,8 @@ from jobs import flow
 from jobs.lake import Lake
 from jobs.settings import Settings, load_settings
 
+README_BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+
 TOY = [
     "sources.simulate.size=toy",
     "train_ranker.rankers=['base', 'content', 'gbdt_content']",
@@ -77,21 +79,22 @@ def test_the_report_stands_alone_and_says_what_it_compared(lake: Lake):
         assert words in html.replace("Cold", "cold").replace("Long", "long"), words
 
 
-def test_a_notebook_reads_the_features_through_feast(lake: Lake):
-    from feast import FeatureStore
-
-    store = FeatureStore(repo_path=str(lake.root / "feast"))
+def test_the_notebook_of_the_readme_reads_the_features_through_feast(lake: Lake):
     examples = lake.read(tables.TrainingExamples).filter(pl.col("item_content_vector_id").is_not_null()).head(20)
-    entities = examples.select("user_id", "item_id", "event_timestamp").to_pandas()
-    service = store.get_feature_service("ranker_content_v1")
-    history = store.get_historical_features(entities, features=service).to_df()
-    assert len(history) == len(entities)
-    now = store.get_online_features(
-        features=service, entity_rows=examples.select("user_id", "item_id").head(3).to_dicts()
-    ).to_dict()
-    by_id = {row["item_id"]: row for row in lake.read(tables.ItemContentEmbeddings).iter_rows(named=True)}
-    for item_id, vector in zip(now["item_id"], now["item_content_embedding"], strict=True):
-        assert np.array_equal(np.float32(vector), np.float32(by_id[item_id]["item_content_embedding"]))
+    user_id, item_id = examples.select("user_id", "item_id").row(0)
+    (notebook,) = [block for block in README_BLOCKS if "get_online_features" in block]
+    for there, here in (
+        ("feature_repo", str(lake.root / "feast")),
+        ("user-0000001", user_id),
+        ("item-000001", item_id),
+    ):
+        assert f'"{there}"' in notebook
+        notebook = notebook.replace(f'"{there}"', f'"{here}"')
+    seen = {"entity_df": examples.select("user_id", "item_id", "event_timestamp").to_pandas()}
+    exec(notebook, seen)
+    assert len(seen["training"]) == len(examples)
+    stored = lake.read(tables.ItemContentEmbeddings).filter(pl.col("item_id") == item_id)["item_content_embedding"][-1]
+    assert np.array_equal(np.float32(seen["now"]["item_content_embedding"][0]), stored.to_numpy())
 
 
 def test_an_edited_title_embeds_one_item_and_leaves_the_old_vector_for_the_past(lake: Lake, settings: Settings):
