@@ -33,16 +33,16 @@ def progress_bar(description: str, total: int, unit: str = "rows") -> Iterator[C
             BarColumn(),
             TaskProgressColumn(),
             MofNCompleteColumn(),
-            TextColumn(f"{{task.fields[rate]:,.0f}} {unit}/s"),
+            TextColumn(f"{{task.fields[rate]}} {unit}/s"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(description, total=total, rate=0.0)
+            task = progress.add_task(description, total=total, rate="-")
 
             def advance(count: int) -> None:
                 progress.advance(task, count)
                 done = progress.tasks[0].completed
-                progress.update(task, rate=done / max(time.monotonic() - started, 1e-9))
+                progress.update(task, rate=_readable(done / max(time.monotonic() - started, 1e-9)))
 
             yield advance
         return
@@ -61,10 +61,14 @@ def progress_bar(description: str, total: int, unit: str = "rows") -> Iterator[C
                 f"{done:_}",
                 f"{total:_}",
                 unit,
-                f"{rate:,.0f}",
+                _readable(rate),
                 unit,
                 (total - done) / max(rate, 1e-9),
             )
             last_line = now
 
     yield advance_plainly
+
+
+def _readable(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
