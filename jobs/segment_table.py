@@ -1,5 +1,7 @@
 """The segment table on a terminal."""
 
+import re
+
 import dataframely as dy
 from rich import box
 from rich.table import Table
@@ -29,7 +31,8 @@ def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked"
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        caption="gain [95% interval], paired by user; ▲ better, ▼ worse (Holm-adjusted); dim: too little to tell"
+        caption="gain in percentage points [95% interval], paired by user\n"
+        "▲ better, ▼ worse (Holm-adjusted); dim: too little to tell"
         if compared
         else "value [95% interval]",
         caption_justify="left",
@@ -61,15 +64,24 @@ def _gain(cell: MetricCell, is_ceiling: bool) -> Text:
     if not cell.verdict:
         return Text()
     if is_ceiling:
-        return Text(_short(cell.gain), "dim italic")
-    return Text(f"{cell.mark} {_short(cell.gain)}".strip(), VERDICT_STYLES.get(cell.verdict, ""))
+        return Text(_points(cell.gain), "dim italic")
+    return Text(f"{cell.mark} {_points(cell.gain)}".strip(), VERDICT_STYLES.get(cell.verdict, ""))
 
 
 def _interval(cell: MetricCell, compared: bool, is_ceiling: bool) -> Text:
-    printed = cell.gain_interval if compared else cell.interval
+    printed = _points(cell.gain_interval) if compared else _short(cell.interval)
     if not printed:
         return Text()
-    return Text(f" [{_short(printed).replace(' to ', ', ')}]", "dim italic" if is_ceiling else "dim")
+    return Text(f" [{printed.replace(' to ', ', ')}]", "dim italic" if is_ceiling else "dim")
+
+
+def _points(numbers: str) -> str:
+    """+2.46 for +0.0246: percentage points, in a line of 80 columns."""
+    return re.sub(r"[+−]\d\.\d+", lambda found: _hundredfold(found.group()), numbers)
+
+
+def _hundredfold(number: str) -> str:
+    return f"{100 * float(number.replace('−', '-')):+.2f}".replace("-", "−")
 
 
 def _short(number: str) -> str:
