@@ -195,7 +195,10 @@ def _run(settings: Settings, steps: list[str] | None, force: bool) -> None:
             f"holds one log; name another with --lake, or remove that folder",
             code=2,
         )
-    flow.run_steps(Lake(settings.lake_path), settings.steps, steps or None, force=force)
+    ran = flow.run_steps(Lake(settings.lake_path), settings.steps, steps or None, force=force)
+    report = settings.lake_path / "reports" / "report.html"
+    if not ran and report.exists():
+        console.print(f"nothing has changed; the report is still {report}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

@@ -46,6 +46,13 @@ def test_every_table_is_written_and_a_second_run_has_nothing_to_do(lake: Lake, s
     assert flow.run_steps(lake, settings.steps) == []
 
 
+def test_the_command_says_so_and_where_the_report_is(lake: Lake):
+    flags = [part for flag in TOY for part in ("--set", flag)]
+    again = tailrank("run", "--config", str(lake.root.parent / "tailrank.toml"), *flags, cwd=lake.root)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == f"nothing has changed; the report is still {lake.root / 'reports' / 'report.html'}"
+
+
 def test_every_test_impression_is_scored_by_every_ranker(lake: Lake):
     examples = lake.scan(tables.TrainingExamples).filter(pl.col("split") == "test").collect()
     predictions = lake.read(tables.RankerPredictions)
