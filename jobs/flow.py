@@ -63,11 +63,6 @@ class Step:
         config_class: type[BaseModel] = self.module.Config
         return config_class
 
-    @property
-    def purpose(self) -> str:
-        """First line of the module's docstring."""
-        return (self.module.__doc__ or "").strip().splitlines()[0]
-
     def outside_inputs(self, config: BaseModel) -> str | None:
         """Identity of what the step reads outside the lake (raw files), if it says so."""
         digest = getattr(self.module, "outside_inputs", None)
