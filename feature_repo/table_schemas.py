@@ -255,6 +255,57 @@ class UserContentInterests(dy.Schema):
         return _finite_unit_norm("user_content_interest")
 
 
+class EmbedderCurves(dy.Schema):
+    """One row per (method, epoch) of the training of an embedding model. The model: metadata of the manifest.
+
+    The manifest's fingerprint is the model's; its metadata names the folder of the weights.
+    """
+
+    method = dy.String(primary_key=True, min_length=1)  # learn
+    epoch = dy.Int32(primary_key=True, min=0)
+    train_loss = dy.Float64(nullable=False)
+    validation_recall = dy.Float64(nullable=True, min=0.0, max=1.0)  # R@K of held-out targets; null: none to hold out
+    seconds = dy.Float64(nullable=False, min=0.0)
+    is_best = dy.Bool(nullable=False)
+
+
+class ItemLearnEmbeddings(dy.Schema):
+    """One row per (item, event_timestamp): its content vector through LEARN's item tower.
+
+    Never earlier than the last interaction that the model was trained on (`trained_through` of the fingerprint).
+    """
+
+    item_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    item_learn_vector_id = dy.Int64(nullable=False, min=0, unique=True)
+    item_learn_embedding = _vector()
+    item_learn_content_vector_id = dy.Int64(nullable=False, min=0)  # the content vector that it was made of
+
+    @dy.rule()
+    def item_learn_embedding_is_finite_and_unit_norm(cls) -> pl.Expr:
+        return _finite_unit_norm("item_learn_embedding")
+
+
+class UserLearnInterests(dy.Schema):
+    """One row per (user, midnight): the user's history through LEARN's user tower.
+
+    Never earlier than the last interaction that the model was trained on (`trained_through` of the fingerprint).
+    """
+
+    user_id = _key()
+    event_timestamp = _time(primary_key=True)
+    created_timestamp = _time()
+    user_learn_vector_id = dy.Int64(nullable=False, min=0, unique=True)
+    user_learn_interest = _vector()
+    user_learn_num_items = dy.Int64(nullable=False, min=1)  # history items that had a content vector
+    user_learn_hash = dy.String(nullable=False, min_length=1)  # of those vectors' ids: unchanged, not embedded again
+
+    @dy.rule()
+    def user_learn_interest_is_finite_and_unit_norm(cls) -> pl.Expr:
+        return _finite_unit_norm("user_learn_interest")
+
+
 # --- from training set to report -----------------------------------------------------------------------------
 
 
