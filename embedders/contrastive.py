@@ -63,14 +63,15 @@ def dense_all_action_loss(
         column_owner_N != torch.arange(num_users, device=item_BT.device).unsqueeze(1)
     )
     largest_BH1 = similarity_BHN.detach().amax(dim=2, keepdim=True)
-    exp_BHN = torch.exp(similarity_BHN - largest_BH1) * is_negative_BN.unsqueeze(1)
+    # float64: where the positive's own item makes up nearly all of a sum, what is left must not be rounding
+    exp_BHN = (torch.exp(similarity_BHN - largest_BH1) * is_negative_BN.unsqueeze(1)).double()
     distinct, item_of_column_N = torch.unique(item_BT.reshape(-1), return_inverse=True)
     per_item_BHG = exp_BHN.new_zeros(*exp_BHN.shape[:2], len(distinct)).index_add(2, item_of_column_N, exp_BHN)
     same_item_BHT = per_item_BHG.gather(
         2, item_of_column_N.view(num_users, 1, num_targets).expand(-1, user_BHd.shape[1], -1)
     )
     negatives_BHT = (exp_BHN.sum(dim=2, keepdim=True) - same_item_BHT).clamp_min(LEAST_SUM)
-    loss_BHT = functional.softplus(negatives_BHT.log() + largest_BH1 - positive_BHT)
+    loss_BHT = functional.softplus(negatives_BHT.log().float() + largest_BH1 - positive_BHT)
     valid_BHT = user_valid_BH.unsqueeze(2) & target_valid_BT.unsqueeze(1)
     return (loss_BHT * valid_BHT).sum() / valid_BHT.sum().clamp_min(1)
 

@@ -59,6 +59,9 @@ class LearnSettings:
     """Share of all steps until the peak."""
     weight_decay: float = 0.0
     """Of AdamW."""
+    precision: Literal["auto", "bfloat16"] = "auto"
+    """Of the towers' forward pass; the loss is float32. auto: bfloat16 on a GPU, float32 on a CPU. bfloat16: on a CPU,
+    too, where it has AMX."""
     seed: int = 0
     """Of the order, the cuts, the samples, dropout. The caller seeds the initial weights."""
 
@@ -191,6 +194,12 @@ class _TrainingStep(nn.Module):
 
     def forward(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
         """The objective's loss, a scalar."""
+        # not accelerate's: its precision is one for the whole process, and the ranker's is not ours to choose
+        half = self.settings.precision == "bfloat16" or torch.is_autocast_enabled(history_BL.device.type)
+        with torch.autocast(history_BL.device.type, torch.bfloat16, enabled=half):
+            return self._loss(history_BL, target_BT)
+
+    def _loss(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
         match self.settings.objective:
             case "dense":
                 return self._dense(history_BL, target_BT)
