@@ -9,8 +9,9 @@ reads a user's history (every position is a user vector, the last one at serving
 
 What we keep: content adaptor -> causal BERT-shaped encoder without position embeddings -> projection -> unit norm;
 the three item towers; weights shared between the towers.
-What differs, or is our proposal [NF->P]: shapes small enough for a CPU; position embeddings as a switch; a learnt ID
-table in the place of the content vectors, for comparison (with tower (c) and positions it is a SASRec).
+What differs, or is our proposal [NF->P]: shapes small enough for a CPU; content standardised before the adaptor;
+position embeddings as a switch; a learnt ID table in the place of the content vectors, for comparison (with tower (c)
+and positions it is a SASRec).
 
 Letters: B users, L history length, T targets, N items, C content width, d output width.
 """
@@ -111,6 +112,9 @@ class LearnNetwork(nn.Module):
         ValueError: tower (c) with an output width other than the content's.
     """
 
+    content_mean_C: Tensor
+    content_scale_C: Tensor
+
     def __init__(self, inputs: FrozenContent | IdTable, shape: LearnShape) -> None:
         super().__init__()
         if shape.item_tower == "content" and shape.output_dim != inputs.width:
@@ -121,6 +125,8 @@ class LearnNetwork(nn.Module):
         self.shape = shape
         self.inputs = inputs
         self.adaptor = nn.Linear(inputs.width, shape.hidden)
+        self.register_buffer("content_mean_C", torch.zeros(inputs.width))
+        self.register_buffer("content_scale_C", torch.ones(inputs.width))
         self.position = nn.Embedding(shape.max_history, shape.hidden) if shape.positions else None
         layer = nn.TransformerEncoderLayer(
             shape.hidden,
@@ -136,6 +142,20 @@ class LearnNetwork(nn.Module):
         for module in (self.adaptor, self.position, self.encoder, self.projection):
             if module is not None:
                 module.apply(_initialise)
+
+    def standardise(self, content_NC: NDArray[np.float32]) -> None:
+        """Let the adaptor see each coordinate of the content with mean 0 and standard deviation 1 [NF->P].
+
+        Vectors of a language model lie in a narrow cone (of a small decoder's mean states, two random texts have a
+        cosine above 0.9): what they differ in would be lost beside what they share.
+
+        Args:
+            content_NC: the catalogue, or a sample of it.
+        """
+        assert self.content_mean_C.shape == (content_NC.shape[1],)
+        deviation_C = content_NC.std(axis=0, dtype=np.float64)
+        self.content_mean_C = torch.tensor(content_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
+        self.content_scale_C = torch.tensor(1.0 / np.maximum(deviation_C, 1e-6), dtype=torch.float32)
 
     def forward(self, history_BL: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:
         """One training step's vectors: users [B, L, d] at every history position, targets [B, T, d]."""
@@ -173,7 +193,7 @@ class LearnNetwork(nn.Module):
 
     def _aligned(self, content_BLC: Tensor) -> Tensor:
         """Content adaptor, causal encoder, projection, unit norm."""
-        hidden_BLH = self.adaptor(content_BLC)
+        hidden_BLH = self.adaptor((content_BLC - self.content_mean_C) * self.content_scale_C)
         length = hidden_BLH.shape[1]
         if self.position is not None:
             hidden_BLH = hidden_BLH + self.position.weight[:length]

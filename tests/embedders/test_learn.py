@@ -101,3 +101,15 @@ def test_an_id_table_is_learnt_and_frozen_content_is_not() -> None:
     assert table.table.weight.grad is not None
     touched = table.table.weight.grad.abs().sum(dim=1) > 0
     assert touched.nonzero().ravel().tolist() == [1, 2]
+
+
+def test_standardised_content_is_seen_with_mean_0_and_deviation_1_whatever_cone_it_lay_in() -> None:
+    cone = CONTENT * 0.01 + 5.0
+    plain, shifted = network(), LearnNetwork(FrozenContent(cone), network().shape).eval()
+    shifted.load_state_dict(plain.state_dict())
+    plain.standardise(CONTENT)
+    shifted.standardise(cone)
+    assert torch.allclose(plain.items(torch.arange(50)), shifted.items(torch.arange(50)), atol=1e-3)
+    constant = np.ones((50, 16), np.float32)
+    plain.standardise(constant)
+    assert plain.items(torch.arange(50)).isfinite().all(), "a coordinate that never differs"
