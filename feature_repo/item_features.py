@@ -1,4 +1,4 @@
-"""What is known of an item: its activity, its catalogue fields, what its text says.
+"""What is known of an item: its activity, its catalogue fields, what its text says, whom it appeals to.
 
 Each function gives the view for an entity, ours (`feature_views.py`) or a team's own:
 
@@ -16,10 +16,10 @@ from feast import Entity, FeatureView
 from feast.types import Int64
 
 from feature_repo.data_sources import lake_table
-from feature_repo.feast_fields import MADE_BY, OWNER, activity, categorical, key, scalar, vector, vector_id
+from feature_repo.feast_fields import MADE_BY, OWNER, activity, categorical, key, scalar
+from feature_repo.vector_views import UNTIL_REPLACED, vector_views
 
 ACTIVITY_TTL = timedelta(days=181)
-UNTIL_REPLACED = timedelta(0)  # Feast's way of saying "no limit"
 
 
 def item_activity_view(item: Entity, *, lake: str | None = None) -> FeatureView:
@@ -62,35 +62,29 @@ def item_attributes_view(item: Entity, *, lake: str | None = None) -> FeatureVie
 
 def item_content_views(item: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
     """`item_content_version` (which vector, 8 bytes: what training joins) and `item_content` (the vector itself)."""
-    table = "item_content_embeddings"
-    source = lake_table(
-        table, "One row per (item, time it was embedded).", lake=lake, renamed={"item_id": item.join_key}
-    )
-    tags = {**MADE_BY, "lake_table": table, "lake_key": "item_id"}
-    version = FeatureView(
-        name="item_content_version",
-        entities=[item],
-        ttl=UNTIL_REPLACED,
-        schema=[
-            key(item.join_key),
-            vector_id("item_content_vector_id", "item_content", "which vector of item_content held at the time"),
-        ],
-        source=source,
-        description="Id of an item's content vector.",
-        owner=OWNER,
-        tags=tags,
-    )
-    content = FeatureView(
+    return vector_views(
+        item,
         name="item_content",
-        entities=[item],
-        ttl=UNTIL_REPLACED,
-        schema=[
-            key(item.join_key),
-            vector("item_content_embedding", "item_content", table, "text of the item through a frozen encoder", lake),
-        ],
-        source=source,
+        table="item_content_embeddings",
+        grain="One row per (item, time it was embedded).",
+        table_key="item_id",
+        id_feature="item_content_vector_id",
+        vector_feature="item_content_embedding",
         description="What an item's text says, as a unit vector (LEARN, content extraction).",
-        owner=OWNER,
-        tags=tags,
+        lake=lake,
     )
-    return version, content
+
+
+def item_learn_views(item: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
+    """`item_learn_version` and `item_learn`: known from the end of LEARN's training log on, null before."""
+    return vector_views(
+        item,
+        name="item_learn",
+        table="item_learn_embeddings",
+        grain="One row per (item, time it was embedded).",
+        table_key="item_id",
+        id_feature="item_learn_vector_id",
+        vector_feature="item_learn_embedding",
+        description="Whom an item's text appeals to, as a unit vector near such users' (LEARN, item tower).",
+        lake=lake,
+    )

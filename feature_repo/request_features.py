@@ -10,33 +10,60 @@ from feast.types import Float64
 from feature_repo.feast_fields import MADE_BY, OWNER
 
 
-def user_item_content_cosine(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cosine between interest and content, a list of rows at a time; null where either is missing."""
-    # Feast rebuilds this function from its source text, without the module around it: all it needs is inside.
+def cosines(ones: list[list[float] | None], others: list[list[float] | None]) -> list[float | None]:
+    """Cosine of each pair of vectors; null where either is missing."""
+    # Feast rebuilds an on-demand function from its source text, without the module around it: all it needs is inside.
     import numpy as np
 
-    cosines: list[float | None] = []
-    for interest, content in zip(inputs["user_content_interest"], inputs["item_content_embedding"], strict=True):
-        if interest is None or content is None or len(interest) == 0 or len(content) == 0:
-            cosines.append(None)
+    found: list[float | None] = []
+    for one, other in zip(ones, others, strict=True):
+        if one is None or other is None or len(one) == 0 or len(other) == 0:
+            found.append(None)
             continue
-        u, i = np.asarray(interest, dtype=np.float64), np.asarray(content, dtype=np.float64)
-        norms = float(np.sqrt((u @ u) * (i @ i)))
-        cosines.append(float(u @ i) / norms if norms > 0.0 else None)
-    return {"user_item_content_cosine": cosines}
+        a, b = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+        norms = float(np.sqrt((a @ a) * (b @ b)))
+        found.append(float(a @ b) / norms if norms > 0.0 else None)
+    return found
 
 
 def user_item_content_cosine_view(user_content: FeatureView, item_content: FeatureView) -> OnDemandFeatureView:
     """How close an item is to what a user's history is about."""
+    return _cosine_view(
+        "user_item_content_cosine",
+        user_content,
+        item_content,
+        "How close an item is to what a user's history is about.",
+    )
+
+
+def user_item_learn_cosine_view(user_interest_learn: FeatureView, item_learn: FeatureView) -> OnDemandFeatureView:
+    """How close an item is to what a user wants next: what LEARN's loss is about."""
+    return _cosine_view(
+        "user_item_learn_cosine",
+        user_interest_learn,
+        item_learn,
+        "How close an item is to what a user wants next, as LEARN sees it.",
+    )
+
+
+def _cosine_view(name: str, user: FeatureView, item: FeatureView, description: str) -> OnDemandFeatureView:
+    """The cosine of the two views' vectors (each view's one feature), under `name`."""
+    (user_vector,), (item_vector,) = user.features, item.features
+    source = inspect.getsource(cosines) + (
+        f"\n\ndef {name}(inputs):\n"
+        f"    return {{{name!r}: cosines(inputs[{user_vector.name!r}], inputs[{item_vector.name!r}])}}\n"
+    )
+    names: dict[str, Any] = {}
+    exec(source, names)  # as Feast does wherever it reads the registry, so that one function runs everywhere
     return OnDemandFeatureView(
-        name="user_item_content_cosine",
-        sources=[user_content, item_content],
+        name=name,
+        sources=[user, item],
         # Feast infers the fields and wants the declared ones equal, so a field cannot have tags: the view has the role.
-        schema=[Field(name="user_item_content_cosine", dtype=Float64)],
+        schema=[Field(name=name, dtype=Float64)],
         mode="python",
-        udf=user_item_content_cosine,
-        udf_string=inspect.getsource(user_item_content_cosine),
-        description="How close an item is to what a user's history is about.",
+        udf=names[name],
+        udf_string=source,
+        description=description,
         owner=OWNER,
         tags={**MADE_BY, "role": "scalar"},
     )

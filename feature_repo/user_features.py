@@ -1,4 +1,4 @@
-"""What is known of a user: activity, the items last clicked, what those items were about.
+"""What is known of a user: activity, the items last clicked, what those were about, what is wanted next.
 
 Each function gives the view for an entity, ours (`feature_views.py`) or a team's own, as in `item_features.py`, where
 the times to live are explained. A history and an interest hold until the next click: no limit, the ranker sees
@@ -9,18 +9,9 @@ from feast import Entity, FeatureView
 from feast.types import Int64
 
 from feature_repo.data_sources import lake_table
-from feature_repo.feast_fields import (
-    MADE_BY,
-    OWNER,
-    activity,
-    history,
-    key,
-    scalar,
-    timestamps,
-    vector,
-    vector_id,
-)
-from feature_repo.item_features import ACTIVITY_TTL, UNTIL_REPLACED
+from feature_repo.feast_fields import MADE_BY, OWNER, activity, history, key, scalar, timestamps
+from feature_repo.item_features import ACTIVITY_TTL
+from feature_repo.vector_views import UNTIL_REPLACED, vector_views
 
 
 def user_activity_view(user: Entity, *, lake: str | None = None) -> FeatureView:
@@ -67,36 +58,31 @@ def user_history_view(user: Entity, *, lake: str | None = None) -> FeatureView:
 
 def user_content_views(user: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
     """`user_content_version` (which vector: what training joins) and `user_content` (the vector itself)."""
-    table = "user_content_interests"
-    source = lake_table(
-        table, "One row per (user, midnight after a day with clicks).", lake=lake, renamed={"user_id": user.join_key}
-    )
-    tags = {**MADE_BY, "lake_table": table, "lake_key": "user_id"}
-    version = FeatureView(
-        name="user_content_version",
-        entities=[user],
-        ttl=UNTIL_REPLACED,
-        schema=[
-            key(user.join_key),
-            vector_id("user_content_vector_id", "user_content", "which vector of user_content held at the time"),
-            scalar("user_content_num_items", "items of the history that had a vector", Int64),
-        ],
-        source=source,
-        description="Id of a user's interest vector, and how many items it was made of.",
-        owner=OWNER,
-        tags=tags,
-    )
-    content = FeatureView(
+    return vector_views(
+        user,
         name="user_content",
-        entities=[user],
-        ttl=UNTIL_REPLACED,
-        schema=[
-            key(user.join_key),
-            vector("user_content_interest", "user_content", table, "mean content vector of the history", lake),
-        ],
-        source=source,
+        table="user_content_interests",
+        grain="One row per (user, midnight after a day with clicks).",
+        table_key="user_id",
+        id_feature="user_content_vector_id",
+        vector_feature="user_content_interest",
         description="What a user's history is about, as a unit vector (LEARN's baseline without alignment).",
-        owner=OWNER,
-        tags=tags,
+        beside_id=[scalar("user_content_num_items", "items of the history that had a vector", Int64)],
+        lake=lake,
     )
-    return version, content
+
+
+def user_learn_views(user: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
+    """`user_interest_learn_version` and `user_interest_learn`: known from the end of LEARN's training log on."""
+    return vector_views(
+        user,
+        name="user_interest_learn",
+        table="user_learn_interests",
+        grain="One row per (user, midnight after a day with clicks).",
+        table_key="user_id",
+        id_feature="user_learn_vector_id",
+        vector_feature="user_learn_interest",
+        description="What a user wants next, as a unit vector near such items' (LEARN, user tower).",
+        beside_id=[scalar("user_learn_num_items", "items of the history that had a content vector", Int64)],
+        lake=lake,
+    )

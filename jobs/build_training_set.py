@@ -1,7 +1,6 @@
 """Join every impression with its features as they were known at that moment, and split the log by time.
 
-reads   impressions, items, user_activity, item_activity, user_histories, item_content_embeddings,
-        user_content_interests: through the feature services registered by publish_features
+reads   impressions; the feature tables (`jobs.feature_tables`), through the services that publish_features registered
 writes  training_examples     one row per impression; matrices/<view>: the vectors that its ids point to
         split_windows         one row per split
 """
@@ -14,26 +13,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dataframely as dy
 import polars as pl
+import pyarrow as pa
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt
 
 from feature_repo.table_schemas import (
     Impressions,
-    ItemActivity,
-    ItemContentEmbeddings,
-    Items,
     SplitWindows,
     TrainingExamples,
-    UserActivity,
-    UserContentInterests,
-    UserHistories,
 )
 from jobs.feast_store import REFUSED_OFFLINE_STORES, open_store, quiet_feast, repo_digest
+from jobs.feature_tables import BY_NAME, FEATURE_TABLES, STEPS_TO_WRITE
 from jobs.known_then import Recheck
-from jobs.lake import Lake, table_name
+from jobs.lake import Lake
 from jobs.late_vectors import VectorTable
 from jobs.progress import progress_bar
 from jobs.service_plan import ServicePlan, entity_frame, plan_services
@@ -41,27 +36,18 @@ from jobs.split_windows import LogSpan, label, split_windows
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+    from feast.types import FeastType
 
 logger = logging.getLogger(__name__)
 
-READS: tuple[type[dy.Schema], ...] = (
-    Impressions,
-    Items,
-    UserActivity,
-    ItemActivity,
-    UserHistories,
-    ItemContentEmbeddings,
-    UserContentInterests,
-)
+READS: tuple[type[dy.Schema], ...] = (Impressions, *FEATURE_TABLES)
 WRITES: tuple[type[dy.Schema], ...] = (TrainingExamples, SplitWindows)
-
-TABLES = {table_name(schema): schema for schema in READS}
 
 
 class Config(BaseModel, extra="forbid", frozen=True):
     """Which features, which split, which labels."""
 
-    services: tuple[str, ...] = Field(default=("ranker_base_v1", "ranker_content_v1"), min_length=1)
+    services: tuple[str, ...] = Field(default=("ranker_base_v1", "ranker_content_v1", "ranker_learn_v1"), min_length=1)
     """Feature services whose features are joined, together: the rankers to be compared see the same rows."""
 
     test_days: PositiveInt = 7
@@ -97,7 +83,8 @@ def run(lake: Lake, config: Config) -> None:
 
     Raises:
         ValueError: the log is too short or has no positives to train on, a split is empty, the offline store is one
-            that loses rows or sees the future, rows were lost, or a value was not known at its impression.
+            that loses rows or sees the future, a service needs a table that is not there, rows were lost, or a value
+            was not known at its impression.
     """
     impressions = lake.scan(Impressions).lazy()
     if lake.manifest(Impressions).rows == 0:
@@ -115,11 +102,12 @@ def run(lake: Lake, config: Config) -> None:
     )
     _check_offline_store(store)
     plan = plan_services(store, config.services, Impressions.column_names())
+    _check_tables(lake, store, plan)
     rows = int(windows["num_impressions"].sum())
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=lake.folder("scratch"))))
-        vectors = {one.id_feature: VectorTable(lake, one, TABLES[one.table], scratch) for one in plan.vectors.values()}
-        recheck = Recheck(lake, plan, TABLES)
+        vectors = {one.id_feature: VectorTable(lake, one, BY_NAME[one.table], scratch) for one in plan.vectors.values()}
+        recheck = Recheck(lake, plan, BY_NAME, rows)
         writer = stack.enter_context(
             lake.writer(
                 TrainingExamples,
@@ -207,6 +195,25 @@ def _check_offline_store(store: FeatureStore) -> None:
         )
 
 
+def _check_tables(lake: Lake, store: FeatureStore, plan: ServicePlan) -> None:
+    states = {
+        name: "never written" if not lake.exists(BY_NAME[name]) else "empty"
+        for name in sorted(plan.tables & BY_NAME.keys())
+        if not lake.exists(BY_NAME[name]) or lake.manifest(BY_NAME[name]).rows == 0
+    }
+    if not states:
+        return
+    columns = Impressions.column_names()
+    needy = [name for name in plan.services if plan_services(store, [name], columns).tables & states.keys()]
+    steps = dict.fromkeys(step for name in states for step in STEPS_TO_WRITE[BY_NAME[name]])
+    raise ValueError(
+        f"build_training_set: {', '.join(needy)} cannot be joined: {lake.root} has no rows of "
+        f"{', '.join(f'{name} ({state})' for name, state in states.items())}.\n"
+        f"  what to do: run {', '.join(steps)}, then publish_features; or leave {', '.join(needy)} out of `services` "
+        "of [build_training_set], and the rankers that read it out of [train_ranker]"
+    )
+
+
 def _chunks(labelled: pl.LazyFrame, chunk_rows: int) -> Iterator[pl.DataFrame]:
     for batch in labelled.collect_batches(chunk_size=chunk_rows, maintain_order=True):
         yield from batch.iter_slices(chunk_rows)
@@ -239,12 +246,21 @@ def _add_late_features(joined: pl.DataFrame, plan: ServicePlan, tables: dict[str
     }
     for name, view in plan.late_views.items():
         inputs = {
-            one.name: looked_up.get(one.name) or joined.get_column(one.name).to_list()
+            one.name: looked_up[one.name] if one.name in looked_up else joined.get_column(one.name).to_list()
             for projection in view.source_feature_view_projections.values()
             for one in projection.features
         }
         outputs = view.feature_transformation.udf(inputs)
-        columns = [pl.Series(feature, outputs[feature], strict=True) for feature in outputs]
+        # The type is the declared one: a chunk older than every vector has nothing but nulls.
+        columns = [_column(one.name, outputs[one.name], one.dtype) for one in view.features]
         assert all(len(column) == len(joined) for column in columns), f"{name} lost rows"
         joined = joined.with_columns(columns)
     return joined
+
+
+def _column(name: str, values: list[Any], dtype: FeastType) -> pl.Series:
+    from feast.type_map import feast_value_type_to_pa
+
+    column = pl.from_arrow(pa.array(values, feast_value_type_to_pa(dtype.to_value_type())))
+    assert isinstance(column, pl.Series)
+    return column.rename(name)

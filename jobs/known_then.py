@@ -16,15 +16,24 @@ import polars as pl
 from jobs.lake import Lake
 from jobs.service_plan import ServicePlan
 
-ROWS_A_CHUNK = 32
-MAX_ROWS = 2_000
+SAMPLE_ROWS = 2_000
+"""About as many rows are joined again, evenly spread over the log: some features begin late in it."""
 
 
 class Recheck:
     """Collects a sample of joined rows, chunk by chunk, and joins them again."""
 
-    def __init__(self, lake: Lake, plan: ServicePlan, tables: Mapping[str, type[dy.Schema]]) -> None:
+    def __init__(self, lake: Lake, plan: ServicePlan, tables: Mapping[str, type[dy.Schema]], rows: int) -> None:
+        """Prepare for `rows` rows in all.
+
+        Args:
+            lake: where the tables are.
+            plan: what was joined.
+            tables: schema of each table of the lake that the join reads, by name.
+            rows: rows that all chunks will have together.
+        """
         self._lake, self._plan, self._tables = lake, plan, tables
+        self._every = max(1, rows // SAMPLE_ROWS)
         self._sample: list[pl.DataFrame] = []
 
     def take_sample(self, impressions: pl.DataFrame, joined: pl.DataFrame) -> None:
@@ -34,14 +43,12 @@ class Recheck:
             impressions: the chunk.
             joined: its features, in the same order.
         """
-        if sum(map(len, self._sample)) < MAX_ROWS:
-            every = max(1, len(impressions) // ROWS_A_CHUNK)
-            features = joined.select(feature for feature in self._plan.joined_features if feature in joined.columns)
-            self._sample.append(
-                impressions.select("impression_id", "user_id", "item_id", "event_timestamp")
-                .hstack(features)
-                .gather_every(every)
-            )
+        features = joined.select(feature for feature in self._plan.joined_features if feature in joined.columns)
+        self._sample.append(
+            impressions.select("impression_id", "user_id", "item_id", "event_timestamp")
+            .hstack(features)
+            .gather_every(self._every)
+        )
 
     def run(self) -> None:
         """Join the sample again.
@@ -51,7 +58,7 @@ class Recheck:
         """
         if not self._sample:
             return
-        sample = pl.concat(self._sample)
+        sample = pl.concat(self._sample, how="vertical_relaxed")  # a chunk may have nothing but nulls
         for view in self._plan.views.values():
             table = view.tags.get("lake_table")
             if table not in self._tables:

@@ -1,6 +1,6 @@
 """Register the feature views with Feast and put the newest value of every feature into the online store.
 
-reads   items, user_activity, item_activity, user_histories, item_content_embeddings, user_content_interests
+reads   the feature tables (`jobs.feature_tables`)
 writes  no table: Feast's registry and online store, <lake>/feast/
 """
 
@@ -18,15 +18,8 @@ import dataframely as dy
 import polars as pl
 from pydantic import BaseModel
 
-from feature_repo.table_schemas import (
-    ItemActivity,
-    ItemContentEmbeddings,
-    Items,
-    UserActivity,
-    UserContentInterests,
-    UserHistories,
-)
 from jobs.feast_store import PUBLISHED, declared, open_store, quiet_feast, repo_digest, repo_folder
+from jobs.feature_tables import BY_NAME, FEATURE_TABLES
 from jobs.lake import Lake, table_name
 
 if TYPE_CHECKING:
@@ -35,17 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-READS: tuple[type[dy.Schema], ...] = (
-    Items,
-    UserActivity,
-    ItemActivity,
-    UserHistories,
-    ItemContentEmbeddings,
-    UserContentInterests,
-)
+READS: tuple[type[dy.Schema], ...] = FEATURE_TABLES
 WRITES: tuple[type[dy.Schema], ...] = ()
 
-TABLES = {table_name(schema): schema for schema in READS}
 NUM_KEYS_READ_BACK = 16
 """Keys of each view whose online values are compared with the table after every run."""
 
@@ -82,9 +67,9 @@ def run(lake: Lake, config: Config) -> None:
     apply(store, contents, str(repo_folder(config.feature_repo)))
     ledger_path = lake.folder("feast") / PUBLISHED
     ledger = json.loads(ledger_path.read_text()) if ledger_path.exists() else {}
-    views = [view for view in store.list_feature_views() if view.tags.get("lake_table") in TABLES and view.online]
+    views = [view for view in store.list_feature_views() if view.tags.get("lake_table") in BY_NAME and view.online]
     for view in sorted(views, key=lambda each: str(each.name)):
-        schema = TABLES[view.tags["lake_table"]]
+        schema = BY_NAME[view.tags["lake_table"]]
         if not lake.exists(schema) or lake.manifest(schema).rows == 0:
             logger.warning("publish_features: %s is empty, so %s is not online", table_name(schema), view.name)
             continue
@@ -145,7 +130,7 @@ def materialize(lake: Lake, store: FeatureStore, view: FeatureView) -> Published
     Raises:
         ValueError: the online store does not hold what was written.
     """
-    schema = TABLES[view.tags["lake_table"]]
+    schema = BY_NAME[view.tags["lake_table"]]
     started = time.monotonic()
     start, end, rows = (
         lake.scan(schema)
@@ -177,14 +162,14 @@ def _digest(lake: Lake, store: FeatureStore, view: FeatureView) -> str:
     """Hash of all that decides what is online: the table, the view's declaration, the store."""
     fields = [(one.name, one.dtype.to_value_type().name, sorted(one.tags.items())) for one in view.features]
     declaration = [fields, view.join_keys, view.batch_source.path, view.batch_source.field_mapping]
-    table = lake.manifest(TABLES[view.tags["lake_table"]]).digest
+    table = lake.manifest(BY_NAME[view.tags["lake_table"]]).digest
     decides = json.dumps([table, declaration, store.config.online_config], default=str)
     return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def _differences(lake: Lake, store: FeatureStore, view: FeatureView) -> list[str]:
     """Values of a sample of keys that are not online as the table has them (a hash picks the sample)."""
-    schema, key = TABLES[view.tags["lake_table"]], view.tags["lake_key"]
+    schema, key = BY_NAME[view.tags["lake_table"]], view.tags["lake_key"]
     features = [field.name for field in view.features]
     table = lake.scan(schema)
     sample = table.select(key).unique().collect().get_column(key)

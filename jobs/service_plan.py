@@ -58,6 +58,12 @@ class ServicePlan:
         return list(dict.fromkeys(name for features in self.services.values() for name in features))
 
     @property
+    def tables(self) -> set[str]:
+        """Lake tables that the join and the look-up read; a team's own views have none."""
+        joined = {str(view.tags["lake_table"]) for view in self.views.values() if "lake_table" in view.tags}
+        return joined | {one.table for one in self.vectors.values()}
+
+    @property
     def joined_features(self) -> list[str]:
         """Columns that the point-in-time join gives."""
         return [ref.partition(":")[2] for ref in self.refs]

@@ -47,6 +47,10 @@ def feature_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     u7 and i9 have no features; the impressions of user u0 are slates of 20 in one microsecond, two for each item;
     i0 was embedded again on day 15 (vector 100); a vector of i1 for day 2 was written on day 20 (vector 101: a
     backfill); i2 has an activity row on day 60, after the log.
+
+    LEARN's model was trained on the first 12 days, so its vectors (8 wide) are known from then on: those of i0 to i7 on
+    day 12, another of i1 on day 25 (vector 201), one of i8 on day 60 only (vector 208); a vector of i2 for day 13 was
+    written on day 26 (vector 202: a backfill).
     """
     lake = Lake(tmp_path_factory.mktemp("features") / "lake", now=lambda: NOW)
     start, day = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc), dt.timedelta(days=1)
@@ -116,8 +120,8 @@ def feature_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
     fingerprint = {"model_id": "made up", "dimension": "4"}
 
-    def vectors(number: int, seed: int) -> pl.Series:
-        drawn = np.random.default_rng(seed).normal(size=(number, 4))
+    def vectors(number: int, seed: int, width: int = 4) -> pl.Series:
+        drawn = np.random.default_rng(seed).normal(size=(number, width))
         unit = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
         return pl.Series(unit.tolist(), dtype=pl.List(pl.Float32))
 
@@ -147,6 +151,35 @@ def feature_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         schema_overrides=times,
     )
     lake.write(tables.UserContentInterests, interests, fingerprint=fingerprint)
+
+    learn = {"model_id": "made up too", "dimension": "8", "trained_through": str(start + 12 * day)}
+    learnt = [(f"i{n}", 12, 12, n) for n in range(8)] + [("i1", 25, 25, 201), ("i2", 13, 26, 202), ("i8", 60, 60, 208)]
+    item_vectors = pl.DataFrame(
+        {
+            "item_id": [item for item, *_ in learnt],
+            "event_timestamp": [start + d * day for _, d, _, _ in learnt],
+            "created_timestamp": [start + d * day for _, _, d, _ in learnt],
+            "item_learn_vector_id": [vector for *_, vector in learnt],
+            "item_learn_embedding": vectors(len(learnt), seed=3, width=8),
+            "item_learn_content_vector_id": [vector % 100 for *_, vector in learnt],
+        },
+        schema_overrides=times,
+    )
+    lake.write(tables.ItemLearnEmbeddings, item_vectors, fingerprint=learn)
+    aligned = [row for row in histories if row["event_timestamp"] >= start + 12 * day]
+    user_vectors = pl.DataFrame(
+        {
+            "user_id": [row["user_id"] for row in aligned],
+            "event_timestamp": [row["event_timestamp"] for row in aligned],
+            "created_timestamp": [row["created_timestamp"] for row in aligned],
+            "user_learn_vector_id": list(range(len(aligned))),
+            "user_learn_interest": vectors(len(aligned), seed=4, width=8),
+            "user_learn_num_items": [3] * len(aligned),
+            "user_learn_hash": [str(number) for number in range(len(aligned))],
+        },
+        schema_overrides=times,
+    )
+    lake.write(tables.UserLearnInterests, user_vectors, fingerprint=learn)
     return lake
 
 

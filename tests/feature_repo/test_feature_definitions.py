@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -32,7 +33,7 @@ def test_everything_has_an_owner_a_description_and_our_mark(contents: Any) -> No
         *contents.feature_services,
         *contents.data_sources,
     ]
-    assert len(objects) == 2 + 8 + 1 + 2 + 6
+    assert len(objects) == 2 + 12 + 2 + 3 + 8
     for one in objects:
         assert one.owner, one.name
         assert one.description, one.name
@@ -66,33 +67,67 @@ def test_every_activity_column_of_the_tables_is_served(contents: Any) -> None:
 
 def test_a_vector_view_has_one_vector_with_its_width_and_the_fingerprint_of_the_table(contents: Any) -> None:
     vectors = [field for view in contents.feature_views for field in view.features if field.tags["role"] == "vector"]
-    assert [field.name for field in vectors] == ["item_content_embedding", "user_content_interest"]
-    for field in vectors:
-        assert field.vector_length == 4
-        assert field.tags["model_id"] == "made up"
+    assert {field.name: (field.vector_length, field.tags["model_id"]) for field in vectors} == {
+        "item_content_embedding": (4, "made up"),
+        "item_learn_embedding": (8, "made up too"),
+        "user_content_interest": (4, "made up"),
+        "user_learn_interest": (8, "made up too"),
+    }
+    assert vectors[1].tags["trained_through"] == "2025-06-13 00:00:00+00:00"
     for view in contents.feature_views:
         roles = [field.tags["role"] for field in view.features]
         assert roles == ["vector"] or "vector" not in roles
 
 
-def test_the_on_demand_function_needs_nothing_but_its_body_and_survives_missing_vectors() -> None:
-    from feature_repo.request_features import user_item_content_cosine
+def test_before_a_lake_holds_vectors_they_are_declared_as_wide_as_the_default_models_make_them(lake: Lake) -> None:
+    before: Any = declared(lake, None, open_store(lake))
+    widths = {field.name: field.vector_length for view in before.feature_views for field in view.features}
+    assert widths["item_content_embedding"] == widths["user_content_interest"] == 384
+    assert widths["item_learn_embedding"] == widths["user_learn_interest"] == 64
 
-    source = __import__("inspect").getsource(user_item_content_cosine)
-    namespace: dict[str, Any] = {"Any": Any}
-    exec(source, namespace)  # as Feast does when it reads the registry
+
+def test_each_service_adds_to_the_one_before(contents: Any) -> None:
+    services = {one.name: [view.name for view in one.feature_view_projections] for one in contents.feature_services}
+    base, content, learn = (services[name] for name in ("ranker_base_v1", "ranker_content_v1", "ranker_learn_v1"))
+    assert content[: len(base)] == base
+    assert learn[: len(content)] == content
+    assert learn[len(content) :] == [
+        "user_interest_learn_version",
+        "user_interest_learn",
+        "item_learn_version",
+        "item_learn",
+        "user_item_learn_cosine",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "user_vector", "item_vector"),
+    [
+        ("user_item_content_cosine", "user_content_interest", "item_content_embedding"),
+        ("user_item_learn_cosine", "user_learn_interest", "item_learn_embedding"),
+    ],
+)
+def test_feast_rebuilds_the_on_demand_function_from_its_text_and_it_survives_missing_vectors(
+    contents: Any, name: str, user_vector: str, item_vector: str
+) -> None:
+    from feast.transformation.udf_rehydrate import rehydrate_udf_from_source
+
+    (view,) = [one for one in contents.on_demand_feature_views if one.name == name]
+    transformation = view.to_proto().spec.feature_transformation.user_defined_function
+    rebuilt = rehydrate_udf_from_source(transformation.body_text, preferred_name=transformation.name)
+    assert rebuilt is not None, "Feast falls back to pickled bytes, which another version of Python may not read"
     rows = {
-        "user_content_interest": [[1.0, 0.0], None, [3.0, 4.0], [], [0.0, 0.0]],
-        "item_content_embedding": [[0.6, 0.8], [1.0, 0.0], [3.0, 4.0], [1.0, 0.0], [1.0, 0.0]],
+        user_vector: [[1.0, 0.0], None, [3.0, 4.0], [], [0.0, 0.0]],
+        item_vector: [[0.6, 0.8], [1.0, 0.0], [3.0, 4.0], [1.0, 0.0], [1.0, 0.0]],
     }
-    assert namespace["user_item_content_cosine"](rows) == {"user_item_content_cosine": [0.6, None, 1.0, None, None]}
+    assert rebuilt(rows) == view.feature_transformation.udf(rows) == {name: [0.6, None, 1.0, None, None]}
 
 
 def test_a_notebook_reads_features_offline_and_online_with_feast_alone(published_lake: Lake) -> None:
     from feast import FeatureStore
 
     store = FeatureStore(repo_path=str(published_lake.root / "feast"))
-    service = store.get_feature_service("ranker_content_v1")
+    service = store.get_feature_service("ranker_learn_v1")
     entity_df = pd.DataFrame(
         {
             "user_id": ["u1", "u7"],
@@ -111,8 +146,46 @@ def test_a_notebook_reads_features_offline_and_online_with_feast_alone(published
     assert online["category"] == ["c0", None]
     assert len(online["user_content_interest"][0]) == 4
     assert online["user_content_interest"][1] is None
-    assert -1 <= online["user_item_content_cosine"][0] <= 1
-    assert online["user_item_content_cosine"][1] is None
+    assert online["user_learn_interest"][1] is None
+    for method in ("content", "learn"):
+        cosine = f"user_item_{method}_cosine"
+        user, item = (
+            np.array(online[f"{name}_{method}_{what}"][0])
+            for name, what in (("user", "interest"), ("item", "embedding"))
+        )
+        expected = float(user @ item / np.linalg.norm(user) / np.linalg.norm(item))
+        assert online[cosine] == [pytest.approx(expected, abs=1e-12), None]
+
+
+def test_the_learn_cosine_is_the_same_offline_online_and_by_hand(published_lake: Lake) -> None:
+    """At a time after the last vector was written, so that what was known then is what is online now."""
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(published_lake.root / "feast"))
+    pairs = [(f"u{user}", f"i{item}") for user in range(8) for item in range(8)]
+    entity_df = pd.DataFrame(pairs, columns=["user_id", "item_id"]).assign(
+        event_timestamp=pd.Timestamp("2025-09-01", tz="UTC")
+    )
+    service = store.get_feature_service("ranker_learn_v1")
+    offline = store.get_historical_features(entity_df, service).to_df().sort_values(["user_id", "item_id"])
+    keys = [{"user_id": user, "item_id": item} for user, item in pairs]
+    online = store.get_online_features(service, keys).to_dict()
+
+    def newest(schema: Any, key: str, vector: str) -> dict[str, Any]:
+        table = published_lake.read(schema).sort("event_timestamp")
+        return {one: np.array(vector, np.float64) for one, vector in table.select(key, vector).iter_rows()}
+
+    users = newest(table_schemas.UserLearnInterests, "user_id", "user_learn_interest")
+    items = newest(table_schemas.ItemLearnEmbeddings, "item_id", "item_learn_embedding")
+    by_hand = [
+        float(users[user] @ items[item] / np.sqrt(users[user] @ users[user] * (items[item] @ items[item])))
+        if user in users
+        else None
+        for user, item in pairs
+    ]
+    assert by_hand[-8:] == [None] * 8
+    assert online["user_item_learn_cosine"] == by_hand
+    assert [None if pd.isna(one) else one for one in offline["user_item_learn_cosine"]] == by_hand
 
 
 @pytest.mark.slow
@@ -134,14 +207,14 @@ def test_feast_apply_in_the_folder_and_a_notebook_at_the_root_use_one_registry(t
     applied = python(
         "import sys; from feast.cli.cli import cli; sys.argv = ['feast', 'apply']; cli()", project / "feature_repo"
     )
-    assert "Created feature service ranker_content_v1" in applied
+    assert "Created feature service ranker_learn_v1" in applied
     listing = (
         "from feast import FeatureStore; s = FeatureStore(repo_path='feature_repo'); "
         "print(sorted(v.name for v in s.list_feature_services())); "
         "print(s.get_feature_view('item_activity').batch_source.path)"
     )
     assert python(listing, project).splitlines() == [
-        "['ranker_base_v1', 'ranker_content_v1']",
+        "['ranker_base_v1', 'ranker_content_v1', 'ranker_learn_v1']",
         str(project / "lake" / "item_activity" / "current" / "*.parquet"),
     ]
     assert (project / "lake" / "feast" / "registry.db").exists()

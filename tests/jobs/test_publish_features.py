@@ -10,7 +10,14 @@ import polars as pl
 import pytest
 import yaml
 
-from feature_repo.table_schemas import ItemActivity, ItemContentEmbeddings, UserContentInterests, UserHistories
+from feature_repo.table_schemas import (
+    ItemActivity,
+    ItemContentEmbeddings,
+    ItemLearnEmbeddings,
+    UserContentInterests,
+    UserHistories,
+    UserLearnInterests,
+)
 from jobs import publish_features
 from jobs.feast_store import open_store
 from jobs.lake import Lake
@@ -44,6 +51,23 @@ def test_the_newest_value_of_each_key_is_online(published_lake: Lake) -> None:
     assert online(published_lake, "user_history:history_item_ids", "user_id", ["u3"]) == [["i8", "i9", "i0"]]
 
 
+@pytest.mark.parametrize(
+    ("feature", "schema", "key"),
+    [
+        ("item_learn:item_learn_embedding", ItemLearnEmbeddings, "item_id"),
+        ("item_learn_version:item_learn_vector_id", ItemLearnEmbeddings, "item_id"),
+        ("user_interest_learn:user_learn_interest", UserLearnInterests, "user_id"),
+        ("user_interest_learn_version:user_learn_vector_id", UserLearnInterests, "user_id"),
+        ("user_interest_learn_version:user_learn_num_items", UserLearnInterests, "user_id"),
+    ],
+)
+def test_learn_vectors_are_online_byte_for_byte(published_lake: Lake, feature: str, schema: Any, key: str) -> None:
+    newest = published_lake.read(schema).sort("event_timestamp").unique(key, keep="last", maintain_order=True)
+    served = online(published_lake, feature, key, [*newest[key], "unknown"])
+    assert served == [*newest[feature.split(":")[1]].to_list(), None]
+    assert len(newest) >= 7
+
+
 def test_times_of_a_history_are_whole_seconds_online_as_feast_keeps_them(published_lake: Lake) -> None:
     (table,) = (
         published_lake.read(UserHistories).filter(pl.col("user_id") == "u3").tail(1)["history_timestamps"].to_list()
@@ -58,7 +82,7 @@ def test_a_second_run_materializes_nothing(published_lake: Lake, caplog: pytest.
     before = database.read_bytes()
     with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
         publish_features.run(published_lake, Config())
-    assert len(caplog.messages) == 8
+    assert len(caplog.messages) == 12
     assert all("is online already" in message for message in caplog.messages)
     assert database.read_bytes() == before
 
@@ -74,7 +98,7 @@ def test_only_what_changed_is_materialized_again(
     assert next(message for message in caplog.messages if "already" not in message).startswith(
         "publish_features: item_activity online, newest of 262 rows from 2025-06-02 00:00 to 2025-07-31 00:00"
     )
-    assert len(caplog.messages) == 8
+    assert len(caplog.messages) == 12
     assert online(lake, "item_activity:item_num_clicks_7d", "item_id", ["i0"]) == [30]
 
 
@@ -174,9 +198,28 @@ def test_a_table_that_is_not_there_yet_leaves_its_view_offline_and_says_so(
     feature_lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
-    shutil.rmtree(tmp_path / "lake" / "user_content_interests")
-    publish_features.run(Lake(tmp_path / "lake"), Config())
+    for table in ("user_content_interests", "item_learn_embeddings", "user_learn_interests"):
+        shutil.rmtree(tmp_path / "lake" / table)
+    lake = Lake(tmp_path / "lake")
+    publish_features.run(lake, Config())
     assert "user_content_interests is empty, so user_content is not online" in caplog.text
+    assert "user_learn_interests is empty, so user_interest_learn is not online" in caplog.text
+    assert "item_learn_embeddings is empty, so item_learn_version is not online" in caplog.text
+    assert online(lake, "item_learn:item_learn_embedding", "item_id", ["i0"]) == [None]
+    assert online(lake, "item_activity:item_num_clicks_7d", "item_id", ["i0"]) == [29]
+
+
+def test_a_table_that_arrives_later_is_put_online_under_its_own_model(feature_lake: Lake, tmp_path: Path) -> None:
+    shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
+    aside = (tmp_path / "lake" / "item_learn_embeddings").rename(tmp_path / "aside")
+    lake = Lake(tmp_path / "lake", now=feature_lake.now)
+    publish_features.run(lake, Config())
+    assert open_store(lake).get_feature_view("item_learn").features[0].vector_length == 64
+    aside.rename(tmp_path / "lake" / "item_learn_embeddings")
+    publish_features.run(lake, Config())
+    (field,) = open_store(lake).get_feature_view("item_learn").features
+    assert (field.vector_length, field.tags["model_id"]) == (8, "made up too")
+    assert len(online(lake, "item_learn:item_learn_embedding", "item_id", ["i0"])[0]) == 8
 
 
 def test_nothing_leaks_into_the_process(published_lake: Lake) -> None:
