@@ -77,6 +77,29 @@ class Fingerprint:
         """Identity of a mean of such vectors: the same space, reached by another road."""
         return replace(self, pooling=f"{self.pooling}, then mean of history")
 
+    def of_learn(self, *, weights_sha256: str, dimension: int, trained_through: str) -> "Fingerprint":
+        """Identity of the vectors that LEARN's towers make of content vectors with this identity.
+
+        Users and items share it: they are there to be compared. What reads text is carried over, and all of the content
+        encoder is named by its digest, so the same weights over another encoder are another model.
+
+        Args:
+            weights_sha256: hash of the trained network.
+            dimension: its output width.
+            trained_through: ISO time before which it has seen the interactions.
+        """
+        return Fingerprint(
+            model_id="learn",
+            weights_sha256=weights_sha256,
+            tokenizer_sha256=self.tokenizer_sha256,
+            prompt=self.prompt,
+            pooling=f"causal PAL, last position, over {self.model_id} {self.digest()}",
+            dimension=dimension,
+            normalisation="l2",
+            dtype="float32",
+            trained_through=trained_through,
+        )
+
     def __str__(self) -> str:
         return f"{self.model_id} ({self.prompt}, {self.dimension} wide, {self.dtype}, {self.digest()[:12]})"
 

@@ -63,6 +63,21 @@ def test_the_mean_of_a_history_is_not_an_item_vector():
     assert ONE.of_mean_of_history().weights_sha256 == ONE.weights_sha256
 
 
+def test_learns_vectors_are_those_of_one_network_over_one_content_encoder():
+    model = ONE.of_learn(weights_sha256="cc", dimension=64, trained_through="2025-06-01T00:00:00+00:00")
+    assert (model.model_id, model.dimension, model.trained_through) == ("learn", 64, "2025-06-01T00:00:00+00:00")
+    assert Fingerprint.from_tags(model.as_tags()) == model
+    for part in [field.name for field in dataclasses.fields(Fingerprint)]:
+        other = dataclasses.replace(ONE, **{part: 768 if part == "dimension" else "other"})
+        assert other.of_learn(weights_sha256="cc", dimension=64, trained_through="2025-06-01T00:00:00+00:00") != model
+    for part, value in {
+        "weights_sha256": "dd",
+        "dimension": 32,
+        "trained_through": "2025-07-01T00:00:00+00:00",
+    }.items():
+        assert dataclasses.replace(model, **{part: value}) != model
+
+
 def test_a_hash_over_files_sees_content_and_name_but_not_folder_or_order(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

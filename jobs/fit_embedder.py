@@ -1,0 +1,226 @@
+"""Train LEARN on the interactions before a time: content vectors in, vectors of users and of what they want out.
+
+reads   impressions, item_content_embeddings
+writes  embedder_curves     one row per (method, epoch); its manifest names the model and the folder of its weights
+        embedders/learn     the model, and the checkpoint of one that is being trained
+
+Point in time: the model sees the interactions before `trained_through` and the content vectors known then, and none of
+its vectors is dated earlier. The last part of that time (`validation_share`) is held out for early stop: what users did
+before it is their history, what they did in it are the targets that R@K counts.
+
+What is already trained on the same is not trained again. By default `trained_through` is a share of the log's span, so
+it moves as the log grows; the model is kept until it has moved by `refit_after_days`, as long as all that it was
+trained on is still the same. A killed run goes on from its last epoch.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import dataframely as dy
+import polars as pl
+from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from embedders.fingerprint import Fingerprint
+from feature_repo.table_schemas import EmbedderCurves, Impressions, ItemContentEmbeddings
+from jobs.content_vectors import content_keys, known_rows, newest_known
+from jobs.fitted_embedder import fitted_learn
+from jobs.interaction_sequences import InteractionLog, LogSpan, open_log
+from jobs.lake import Lake
+
+logger = logging.getLogger(__name__)
+
+READS: tuple[type[dy.Schema], ...] = (Impressions, ItemContentEmbeddings)
+WRITES: tuple[type[dy.Schema], ...] = (EmbedderCurves,)
+
+LEAST_USERS = 50
+"""With fewer there are too few negatives for any batch to teach much [NF->P]."""
+
+ROWS_HASHED_AT_ONCE = 200_000
+
+CONTENT_IDENTITY = ("item_content_vector_id", "item_content_hash")
+"""Under one encoder, these columns say which vector a row holds."""
+
+WITHOUT_LEARN = "do without LEARN: [fit_embedder] enabled = false"
+
+
+class Config(BaseModel, extra="forbid", frozen=True):
+    """What is learnt from, how large the network is, how long it trains."""
+
+    enabled: bool = True
+    """False: this lake does without LEARN. Its tables are written empty, and feature services and rankers that need it
+    are left out of [build_training_set] and [train_ranker] wherever those do not name their own."""
+    trained_through: AwareDatetime | None = None
+    """The model sees the interactions before this time, such as 2025-06-01T00:00:00Z; by default `trained_share`."""
+    trained_share: float = Field(0.5, gt=0.0, le=1.0)
+    """Share of the log's span that is learnt from, cut down to a midnight UTC. What comes after it trains the ranker,
+    which must meet the vectors as they will be served: of a model that has not seen the clicks it is to predict."""
+    validation_share: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of the time learnt from that is held out at its end, for early stop. 0: all epochs are trained."""
+    refit_after_days: NonNegativeInt = 30
+    """With `trained_share`: a model is kept until the cut has moved so many days; a refit writes all vectors anew."""
+    shape: Literal["tiny", "small", "amazon", "paper"] = "small"
+    """Size of the network: `small` is for a CPU, `paper` is as published (12 layers, 768 wide) and needs a GPU."""
+    item_tower: Literal["sequence", "single", "content"] = "sequence"
+    """The paper's (a), (b) and (c): targets as one sequence in training, each alone, or content vectors as they are."""
+    objective: Literal["dense", "single", "full_softmax"] = "dense"
+    """All sampled pairs of history and targets, one target a user, or one target against the whole catalogue."""
+    pair_sampling: Literal["recency", "uniform"] = "recency"
+    """Of the dense objective: newer positions more often, or all alike."""
+    epochs: PositiveInt = 20
+    """Most passes over the users."""
+    patience: NonNegativeInt = 3
+    """Epochs without a better R@K before training stops."""
+    batch_size: int = Field(256, ge=2)
+    """Users a training step; each user's negatives are the others' targets."""
+    learning_rate: PositiveFloat = 1e-3
+    """At its peak. The published 5e-5 is for the `paper` shape."""
+    recall_at: PositiveInt = 100
+    """K of R@K."""
+    seed: NonNegativeInt = 0
+    """Of the weights, of the order, of every sample."""
+    memory_limit: str = Field(default="2GB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
+    """Memory that DuckDB may use to sort the interactions; beyond it, it spills to disk, inside the lake."""
+
+    def settings(self) -> dict[str, Any]:
+        """What makes another model of the same data, as plain values."""
+        settings: dict[str, Any] = self.model_dump(mode="json", exclude={"enabled", "refit_after_days", "memory_limit"})
+        if self.trained_through is not None:
+            del settings["trained_share"]
+        return settings
+
+
+class TrainingInputs(NamedTuple):
+    """What a model is trained on.
+
+    Attributes:
+        trained_through: interactions before it.
+        validate_from: interactions from here on are held out.
+        span: of the log.
+        catalogue: `item_id` and `row` (of the content table), one row per item with a content vector, sorted by item.
+        content: identity of the content vectors.
+        digest: of all of it.
+    """
+
+    trained_through: datetime
+    validate_from: datetime
+    span: LogSpan
+    catalogue: pl.DataFrame
+    content: Fingerprint
+    digest: str
+
+
+def run(lake: Lake, config: Config) -> None:
+    """Train the model, unless there is one that is still right.
+
+    Raises:
+        ValueError: no content vectors; the log is too short, or too few users have done enough.
+    """
+    if not config.enabled:
+        lake.write(EmbedderCurves, EmbedderCurves.create_empty())
+        logger.info("fit_embedder: not enabled, this lake does without LEARN")
+        return
+    content = lake.manifest(ItemContentEmbeddings)
+    if content.rows == 0:
+        raise ValueError(
+            "fit_embedder: item_content_embeddings is empty, so there is nothing to learn from.\n"
+            f"  what to do: give the items a text (title, category, ...) and run embed_items, or {WITHOUT_LEARN}"
+        )
+    with (
+        tempfile.TemporaryDirectory(dir=lake.folder("scratch")) as scratch,
+        open_log(lake, Path(scratch), config.memory_limit) as log,
+    ):
+        span = log.span()
+        if span is None:
+            raise ValueError("fit_embedder: there are no impressions; ingest a log first")
+        encoder = Fingerprint.from_tags(content.fingerprint)
+        through = _trained_through(config, span, lake.now())
+        if _is_still_right(lake, config, log, span, encoder, through):
+            return
+        inputs = training_inputs(lake, config, log, span, encoder, through)
+        # torch takes seconds to import, and whoever lists the steps imports this file
+        from jobs.learn_training import train_learn
+
+        train_learn(lake, config, log, inputs, Path(scratch))
+
+
+def _trained_through(config: Config, span: LogSpan, now: datetime) -> datetime:
+    """The time before which interactions are learnt from.
+
+    Raises:
+        ValueError: it is before the log, or in the future.
+    """
+    period = f"the log covers {span.first:%Y-%m-%d %H:%M} to {span.last:%Y-%m-%d %H:%M} UTC"
+    if config.trained_through is not None:
+        through = config.trained_through.astimezone(timezone.utc)
+        if not span.first < through <= now:
+            raise ValueError(
+                f"fit_embedder: trained_through = {through:%Y-%m-%d %H:%M} UTC, but {period} and now is "
+                f"{now:%Y-%m-%d %H:%M}.\n  what to do: name a time after the log begins that is not in the future"
+            )
+        return through
+    at = span.first + config.trained_share * (span.last - span.first)
+    through = at.astimezone(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    if through <= span.first:
+        raise ValueError(
+            f"fit_embedder: {period}, and {config.trained_share:.0%} of it ends before the first midnight, so there is "
+            "nothing to learn from.\n  what to do: ingest more days, raise trained_share, name a time (trained_through)"
+            f", or {WITHOUT_LEARN}"
+        )
+    return through
+
+
+def training_inputs(
+    lake: Lake, config: Config, log: InteractionLog, span: LogSpan, content: Fingerprint, through: datetime
+) -> TrainingInputs:
+    """What a model trained through that time is trained on."""
+    keys = content_keys(lake)
+    known = newest_known(known_rows(keys), through)
+    named = known.select(
+        "item_id", *(keys.get_column(name).gather(known.get_column("row")) for name in CONTENT_IDENTITY)
+    )
+    digest = hashlib.sha256(f"{content.digest()} {log.digest(through)}\n".encode())
+    for rows in named.iter_slices(ROWS_HASHED_AT_ONCE):
+        digest.update(rows.write_csv(include_header=False).encode())
+    return TrainingInputs(
+        trained_through=through,
+        validate_from=through - config.validation_share * (through - span.first),
+        span=span,
+        catalogue=known.select("item_id", "row"),
+        content=content,
+        digest=digest.hexdigest(),
+    )
+
+
+def _is_still_right(
+    lake: Lake, config: Config, log: InteractionLog, span: LogSpan, content: Fingerprint, through: datetime
+) -> bool:
+    """Whether the model at hand can stay; says why, or why not."""
+    fitted = fitted_learn(lake) if lake.exists(EmbedderCurves) else None
+    if fitted is None:
+        return False
+    metadata = lake.manifest(EmbedderCurves).metadata
+    moved = through - fitted.trained_through
+    then = f"{fitted.trained_through:%Y-%m-%d %H:%M}"
+    settings = json.loads(json.dumps(config.settings()))
+    if changed := sorted(name for name in settings if metadata["settings"].get(name) != settings[name]):
+        why = f"{', '.join(changed)} changed"
+    elif moved and config.trained_through is None and abs(moved) >= timedelta(days=config.refit_after_days):
+        why = f"the cut has moved by {moved.days} days, to {through:%Y-%m-%d} (refit_after_days)"
+    elif not fitted.is_whole():
+        why = f"its files in {fitted.folder} are gone or changed"
+    elif training_inputs(lake, config, log, span, content, fitted.trained_through).digest != metadata["inputs"]:
+        why = f"interactions or content vectors before {then} have changed"
+    else:
+        logger.info(
+            "fit_embedder: kept: the model trained through %s has seen the same interactions and content%s",
+            then,
+            f"; the cut has moved by {moved.days} of {config.refit_after_days} days" if moved else "",
+        )
+        return True
+    logger.info("fit_embedder: the model trained through %s is trained anew: %s", then, why)
+    return False

@@ -1,0 +1,224 @@
+"""The training run of `fit_embedder`: arrays in scratch, epochs with checkpoints, the model in a folder of its own."""
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from accelerate import PartialState
+from numpy.typing import NDArray
+
+from embedders.fit_learn import EpochRow, LearnSettings, Watch, fit_learn
+from embedders.histories import Cut, Sequences
+from embedders.learn import SHAPES, FrozenContent, LearnNetwork
+from embedders.learn_model import LearnModel
+from embedders.retrieval import retrieval_metrics
+from feature_repo.table_schemas import EmbedderCurves
+from jobs.content_vectors import copy_vectors
+from jobs.fit_embedder import LEAST_USERS, WITHOUT_LEARN, Config, TrainingInputs
+from jobs.fitted_embedder import MODELS, sha256_of_model
+from jobs.interaction_sequences import LEAST_INTERACTIONS, HeldOut, InteractionCounts, InteractionLog
+from jobs.lake import Lake
+from jobs.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+METHOD = "learn"
+UNFINISHED = "unfinished.pt"
+
+MOST_VALIDATION_USERS = 5_000
+"""R@K of so many users is known to within 0.01 or so, and costs seconds."""
+
+
+def train_learn(lake: Lake, config: Config, log: InteractionLog, inputs: TrainingInputs, scratch: Path) -> None:
+    """Train the model and put it in place. See `jobs.fit_embedder`.
+
+    Raises:
+        ValueError: too few users to learn from.
+    """
+    started = time.monotonic()
+    catalogue = inputs.catalogue
+    log.use_catalogue(catalogue.get_column("item_id"))
+    counts = log.counts(inputs.validate_from)
+    _log_counts(config, inputs, counts)
+    if counts.users < LEAST_USERS:
+        raise ValueError(
+            f"fit_embedder: {counts.users:_} users have {LEAST_INTERACTIONS} clicks on items with a content vector "
+            f"before {inputs.validate_from:%Y-%m-%d %H:%M} UTC, expected at least {LEAST_USERS}.\n"
+            "  what to do: ingest a longer log, raise trained_share (or trained_through), lower validation_share, or "
+            + WITHOUT_LEARN
+        )
+    train = log.write_sequences(scratch / "sequences", inputs.validate_from, counts)
+    with (scratch / "content.f32").open("w+b") as file:
+        content_NC = copy_vectors(lake, file, inputs.content.dimension, catalogue.get_column("row").to_numpy())
+        network = _network(config, content_NC)
+        held_out = log.held_out(
+            inputs.validate_from,
+            inputs.trained_through,
+            most_users=MOST_VALIDATION_USERS,
+            most_history=network.shape.max_history,
+            seed=config.seed,
+        )
+        curve = _fit(lake, config, inputs, network, train, content_NC[: len(catalogue)], held_out)
+    if PartialState().is_main_process:
+        _put_in_place(lake, config, inputs, LearnModel(network), curve, counts, time.monotonic() - started)
+    PartialState().wait_for_everyone()
+
+
+def _log_counts(config: Config, inputs: TrainingInputs, counts: InteractionCounts) -> None:
+    logger.info(
+        "fit_embedder: %s of %s clicks before %s are learnt from, of %s users on a catalogue of %s items; dropped: %s "
+        "on items without a content vector, %s of users with no other",
+        f"{counts.learnt_from:_}",
+        f"{counts.interactions:_}",
+        f"{inputs.validate_from:%Y-%m-%d %H:%M}",
+        f"{counts.users:_}",
+        f"{len(inputs.catalogue):_}",
+        f"{counts.without_vector:_}",
+        f"{counts.alone:_}",
+    )
+
+
+def _network(config: Config, content_NC: NDArray[np.float32]) -> LearnNetwork:
+    shape = replace(SHAPES[config.shape], item_tower=config.item_tower)
+    if config.item_tower == "content":  # users are compared with the content vectors themselves
+        shape = replace(shape, output_dim=content_NC.shape[1])
+    torch.manual_seed(config.seed)
+    return LearnNetwork(FrozenContent(content_NC), shape)
+
+
+def _fit(
+    lake: Lake,
+    config: Config,
+    inputs: TrainingInputs,
+    network: LearnNetwork,
+    train: Sequences,
+    content_NC: NDArray[np.float32],
+    held_out: HeldOut,
+) -> tuple[EpochRow, ...]:
+    """Train the network in place, going on from a killed run's last epoch."""
+    unfinished = lake.folder(MODELS) / UNFINISHED
+    identity = json.loads(json.dumps({"inputs": inputs.digest, "settings": config.settings()}))
+    identity["trained_through"] = inputs.trained_through.isoformat()
+    resume_from, epochs_done = None, 0
+    if unfinished.exists():
+        checkpoint = torch.load(unfinished, weights_only=True)
+        if checkpoint["identity"] == identity:
+            resume_from, epochs_done = checkpoint["state"], len(checkpoint["state"]["state"]["curve"])
+            logger.info("fit_embedder: goes on after epoch %d", epochs_done)
+
+    def keep(state: Mapping[str, Any]) -> None:
+        aside = unfinished.with_suffix(".tmp")
+        torch.save({"identity": identity, "state": state}, aside)
+        aside.replace(unfinished)
+
+    def recall() -> float:
+        model = LearnModel(network)
+        users = model.user_vectors(content_NC, held_out.history_rows_T, held_out.history_lengths_U)
+        items_ND = model.item_vectors(content_NC)
+        at_k = retrieval_metrics(users.vectors, items_ND, held_out.targets, cutoffs=(config.recall_at,), ties="mid")
+        found = at_k.at(config.recall_at).recall
+        assert found is not None, "every held-out user has a target"
+        return found
+
+    def on_epoch(row: EpochRow) -> None:
+        recall_text = "" if row.validation_recall is None else f", R@{config.recall_at} {row.validation_recall:.4f}"
+        logger.info(
+            "fit_embedder: epoch %d of at most %d: loss %.4f%s, %.1f s",
+            row.epoch + 1,
+            config.epochs,
+            row.train_loss,
+            recall_text,
+            row.seconds,
+        )
+
+    num_held_out = len(held_out.targets)
+    if num_held_out == 0:
+        logger.warning("fit_embedder: no user has clicks on both sides of the validation cut: all epochs are trained")
+    with progress_bar("fit_embedder: learn", total=config.epochs * len(train), unit="users") as advance:
+        advance(epochs_done * len(train))
+        return fit_learn(
+            network,
+            train,
+            LearnSettings(
+                objective=config.objective,
+                cut=Cut(max_history=network.shape.max_history),
+                pair_sampling=config.pair_sampling,
+                epochs=config.epochs,
+                patience=config.patience,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                seed=config.seed,
+            ),
+            num_items=len(content_NC),
+            validate=recall if num_held_out else None,
+            watch=Watch(on_users=advance, on_epoch=on_epoch, on_checkpoint=keep, resume_from=resume_from),
+        )
+
+
+def _put_in_place(
+    lake: Lake,
+    config: Config,
+    inputs: TrainingInputs,
+    model: LearnModel,
+    curve: tuple[EpochRow, ...],
+    counts: InteractionCounts,
+    seconds: float,
+) -> None:
+    """Write the model into a folder of its own, then the table that names it, then remove what was there before."""
+    models = lake.folder(MODELS)
+    weights_sha256 = model.weights_sha256()
+    through = inputs.trained_through.isoformat()
+    fingerprint = inputs.content.of_learn(
+        weights_sha256=weights_sha256, dimension=model.output_dim, trained_through=through
+    )
+    name = fingerprint.digest()[:16]
+    with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:
+        model.save(Path(aside) / name)
+        shutil.rmtree(models / name, ignore_errors=True)
+        (Path(aside) / name).rename(models / name)
+    best = next(row for row in curve if row.is_best)
+    frame = pl.DataFrame([{"method": METHOD, **row._asdict()} for row in curve], schema=_curve_types())
+    lake.write(
+        EmbedderCurves,
+        frame,
+        fingerprint=fingerprint.as_tags(),
+        metadata={
+            "folder": f"{MODELS}/{name}",
+            "files_sha256": sha256_of_model(models / name),
+            "inputs": inputs.digest,
+            "settings": config.settings(),
+            "num_users": counts.users,
+            "num_interactions": counts.learnt_from,
+            "num_items": len(inputs.catalogue),
+            "best_epoch": best.epoch,
+            "seconds": round(seconds, 3),
+        },
+    )
+    for old in models.iterdir():
+        if old.is_dir() and old.name != name:
+            shutil.rmtree(old)
+    (models / UNFINISHED).unlink(missing_ok=True)
+    recall_text = "not judged" if best.validation_recall is None else f"{best.validation_recall:.4f}"
+    logger.info(
+        "fit_embedder: %s, trained through %s: R@%d %s at epoch %d of %d, %.1f s",
+        fingerprint,
+        through,
+        config.recall_at,
+        recall_text,
+        best.epoch + 1,
+        len(curve),
+        seconds,
+    )
+
+
+def _curve_types() -> Mapping[str, pl.DataType]:
+    return EmbedderCurves.create_empty().schema
