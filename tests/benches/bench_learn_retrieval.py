@@ -1,0 +1,366 @@
+"""LEARN's retrieval tables on real sequences: inputs, alignment, item towers, pair sampling, and a SASRec of ids.
+
+    python tests/benches/bench_learn_retrieval.py run industrial --seeds 0 1 2 --vectors VECTORS --out RUNS
+    python tests/benches/bench_learn_retrieval.py table RUNS industrial --baseline id
+    make bench                                  (a small run of it, to see that it works)
+
+Protocols
+    next      a user's last item is the test target, the one before it the validation target, the rest trains; at the
+              test the history is everything before the target (RecFormer's split, as the official code has it)
+    multi     of a user with at least 8 items the last quarter are targets; 5 % of these users are there for validation
+              only, the others are tested, and everybody's first three quarters train
+Full ranking over the catalogue, history not filtered, optimistic ties. Each (variant, seed) is one file in RUNS and is
+not run again. The learning rate is chosen per variant among three by the recall of validation targets (seed 0).
+
+VECTORS holds <data>_<input>.npy, one row per item in the order of the data set's items.parquet.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from embedders.fit_learn import LearnSettings, Objective, Watch, fit_learn
+from embedders.histories import Cut, Sequences, padded_rows
+from embedders.interests import mean_of_history
+from embedders.learn import FrozenContent, IdTable, ItemTower, LearnNetwork, LearnShape
+from embedders.retrieval import RetrievalMetrics, retrieval_metrics
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+MAX_HISTORY = 50
+LEARNING_RATES = (1e-3, 3e-4, 3e-3)
+CUTOFFS = (10, 50, 100, 200)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the catalogue: what trains, and who is asked what."""
+
+    num_items: int
+    train: Sequences
+    validation_history: Sequences
+    validation_targets: Sequences
+    test_history: Sequences
+    test_targets: Sequences
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table."""
+
+    input: str
+    """`id`, or the name of a matrix of content vectors."""
+    objective: Objective | None
+    """None: no alignment, the mean of the history's content vectors."""
+    tower: ItemTower = "single"
+    positions: bool = False
+    pair_sampling: str = "recency"
+    hidden: int = 128
+    output_dim: int = 64
+    standardise: bool = True
+
+
+def variants_of(protocol: str, llm: str) -> dict[str, Variant]:
+    """The rows of a protocol's table."""
+    found = {
+        "no alignment, minilm": Variant("minilm", None),
+        f"no alignment, {llm}": Variant(llm, None),
+        # SASRec: a learnt table on both sides, positions, every position against the whole catalogue
+        "SASRec (id)": Variant("id", "next_item", "content", positions=True, hidden=64),
+    }
+    if protocol == "next":
+        for name in ("id", "minilm", llm):
+            found[f"{name}, in-batch"] = Variant(name, "single")
+            found[f"{name}, full softmax"] = Variant(name, "next_item")
+        found["minilm, full softmax, positions"] = Variant("minilm", "next_item", positions=True)
+        found["minilm, full softmax, not standardised"] = Variant("minilm", "next_item", standardise=False)
+        found[f"{llm}, full softmax, not standardised"] = Variant(llm, "next_item", standardise=False)
+        return found
+    found["minilm, tower (c)"] = Variant("minilm", "dense", "content", output_dim=384)
+    found["minilm, tower (b)"] = Variant("minilm", "dense", "single")
+    found["minilm, tower (a)"] = Variant("minilm", "dense", "sequence")
+    found["minilm, tower (a), uniform pairs"] = Variant("minilm", "dense", "sequence", pair_sampling="uniform")
+    found["id, tower (a)"] = Variant("id", "dense", "sequence")
+    found[f"{llm}, tower (a)"] = Variant(llm, "dense", "sequence")
+    return found
+
+
+def sequences_of(data: str) -> tuple[list[list[int]], int]:
+    """Every user's items, oldest first, as rows of the catalogue; and the size of the catalogue."""
+    if data == "games":
+        folder = DATA / "amazon_games_llmrank"
+        items, frame = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "sequences.parquet")
+        whole = frame.select(pl.concat_list("item_id_list", "item_id")).to_series()
+    else:
+        name = {"industrial": "Industrial_and_Scientific", "office": "Office_Products"}[data]
+        folder = DATA / "amazon18_minionerec"
+        items = pl.read_parquet(folder / f"{name}.items.parquet")
+        rows = pl.read_parquet(folder / f"{name}.valid_test.parquet")
+        # a row is a user's last items at one time: the latest row of a user continues the earlier ones
+        in_order = rows.with_columns(is_test=pl.col("split") == "test").sort("is_test", "order_in_split")
+        latest = in_order.group_by("user_id", maintain_order=True).last()
+        whole = latest.select(pl.concat_list("history_item_id", "item_id")).to_series()
+    row_of = {item: row for row, item in enumerate(items["item_id"].to_list())}
+    return [[row_of[item] for item in one] for one in whole.to_list()], len(items)
+
+
+def split_next(users: list[list[int]], num_items: int) -> Split:
+    """Leave one out for the test, one for validation."""
+    tested = [one for one in users if len(one) >= 3]
+    return Split(
+        num_items,
+        train=Sequences.of_lists([one[:-2] for one in tested if len(one) >= 4]),
+        validation_history=Sequences.of_lists([one[:-2] for one in tested]),
+        validation_targets=Sequences.of_lists([one[-2:-1] for one in tested]),
+        test_history=Sequences.of_lists([one[:-1] for one in tested]),
+        test_targets=Sequences.of_lists([one[-1:] for one in tested]),
+    )
+
+
+def split_multi(users: list[list[int]], num_items: int) -> Split:
+    """The last quarter of the longer users are targets."""
+    rng = np.random.default_rng(0)
+    longer = [one for one in users if len(one) >= 8]
+    held_out = rng.random(len(longer)) < 0.05
+    ends = [len(one) - max(2, len(one) // 4) for one in longer]
+    heads, tails = (
+        [one[:end] for one, end in zip(longer, ends, strict=True)],
+        [one[end:] for one, end in zip(longer, ends, strict=True)],
+    )
+
+    def chosen(lists: list[list[int]], mask: NDArray[np.bool_]) -> Sequences:
+        return Sequences.of_lists([one for one, is_in in zip(lists, mask, strict=True) if is_in])
+
+    return Split(
+        num_items,
+        train=Sequences.of_lists([*heads, *(one for one in users if len(one) < 8)]),
+        validation_history=chosen(heads, held_out),
+        validation_targets=chosen(tails, held_out),
+        test_history=chosen(heads, ~held_out),
+        test_targets=chosen(tails, ~held_out),
+    )
+
+
+def user_vectors(network: LearnNetwork, histories: Sequences) -> NDArray[np.float32]:
+    """The vector at the last position of each history's newest MAX_HISTORY items."""
+    found = np.empty((len(histories), network.shape.output_dim), np.float32)
+    order = np.argsort(histories.lengths, kind="stable")
+    with torch.inference_mode():
+        for chosen in np.array_split(order, max(1, len(order) // 512)):
+            rows = padded_rows([histories.of(user)[-MAX_HISTORY:] for user in chosen])
+            found[chosen] = network.last_users(torch.from_numpy(rows)).numpy()
+    return found
+
+
+def judge(network: LearnNetwork, split: Split, histories: Sequences, targets: Sequences) -> RetrievalMetrics:
+    """Metrics of the network as it is."""
+    with torch.inference_mode():
+        items = network.items(torch.arange(split.num_items)).numpy()
+    return retrieval_metrics(user_vectors(network, histories), items, targets, cutoffs=CUTOFFS)
+
+
+def train(
+    variant: Variant, split: Split, vectors: Path, data: str, *, seed: int, rate: float, epochs: int
+) -> tuple[LearnNetwork, dict[str, Any]]:
+    """One run; settings are the same for all variants but the learning rate."""
+    torch.manual_seed(seed)
+    shape = LearnShape(
+        num_layers=2,
+        num_heads=4 if variant.hidden == 128 else 2,
+        hidden=variant.hidden,
+        feedforward=4 * variant.hidden,
+        output_dim=variant.output_dim,
+        dropout=0.2,
+        max_history=MAX_HISTORY,
+        positions=variant.positions,
+        item_tower=variant.tower,
+    )
+    if variant.input == "id":
+        network = LearnNetwork(IdTable(split.num_items, variant.output_dim), shape)
+    else:
+        content = np.load(vectors / f"{data}_{variant.input}.npy")
+        network = LearnNetwork(FrozenContent(content), shape)
+        if variant.standardise:
+            network.standardise(content)
+    assert variant.objective is not None
+    settings = LearnSettings(
+        objective=variant.objective,
+        cut=Cut(earliest=0.5, max_history=MAX_HISTORY, max_targets=40),
+        pair_sampling="uniform" if variant.pair_sampling == "uniform" else "recency",
+        epochs=epochs,
+        patience=4,
+        learning_rate=rate,
+        weight_decay=1e-2,
+        precision="bfloat16",
+        seed=seed,
+    )
+
+    def validate() -> float:
+        recall = judge(network, split, split.validation_history, split.validation_targets).at(100).recall
+        assert recall is not None
+        return recall
+
+    started = time.perf_counter()
+    curve = fit_learn(
+        network,
+        split.train,
+        settings,
+        num_items=split.num_items,
+        validate=validate,
+        watch=Watch(on_epoch=lambda row: print(f"    {row}", flush=True)),
+    )
+    best = next(row for row in curve if row.is_best)
+    return network, {
+        "learning_rate": rate,
+        "epochs": len(curve),
+        "best_epoch": best.epoch,
+        "validation_recall_at_100": best.validation_recall,
+        "train_seconds": time.perf_counter() - started,
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Every variant from every seed."""
+    users, num_items = sequences_of(arguments.data)
+    split = (split_next if arguments.protocol == "next" else split_multi)(users, num_items)
+    folder = arguments.out / f"{arguments.data}_{arguments.protocol}"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{arguments.data}: {len(users):,} users, {num_items:,} items, {len(split.test_targets):,} tested", flush=True
+    )
+    for name, variant in variants_of(arguments.protocol, arguments.llm).items():
+        if arguments.only and not any(part in name for part in arguments.only):
+            continue
+        for seed in arguments.seeds if variant.objective else [0]:
+            path = folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}.npz"
+            if path.exists():
+                continue
+            print(f"  {name}, seed {seed}", flush=True)
+            if variant.objective is None:
+                metrics, made = judge_means(variant, split, arguments), {}
+            else:
+                rate = rate_of(folder, name) or tuned(variant, split, arguments, folder, name)
+                network, made = train(
+                    variant, split, arguments.vectors, arguments.data, seed=seed, rate=rate, epochs=arguments.epochs
+                )
+                metrics = judge(network, split, split.test_history, split.test_targets)
+            save(path, name, seed, metrics, made)
+
+
+def judge_means(variant: Variant, split: Split, arguments: argparse.Namespace) -> RetrievalMetrics:
+    """LEARN's baseline without alignment."""
+    content = np.load(arguments.vectors / f"{arguments.data}_{variant.input}.npy")
+    history = split.test_history
+    means = mean_of_history(content, history.items_E.astype(np.int64), history.lengths)
+    assert len(means.vectors) == len(history)
+    return retrieval_metrics(means.vectors, content, split.test_targets, cutoffs=CUTOFFS)
+
+
+def tuned(variant: Variant, split: Split, arguments: argparse.Namespace, folder: Path, name: str) -> float:
+    """The learning rate with the best validation recall, from seed 0."""
+    found = {}
+    for rate in LEARNING_RATES:
+        print(f"    learning rate {rate}", flush=True)
+        _, made = train(
+            variant, split, arguments.vectors, arguments.data, seed=0, rate=rate, epochs=arguments.tuning_epochs
+        )
+        found[rate] = made["validation_recall_at_100"]
+    best = max(found, key=lambda rate: found[rate])
+    (folder / f"{name.replace(' ', '_').replace(',', '')}.json").write_text(
+        json.dumps({"rate": best, "recall_at_100": {str(rate): recall for rate, recall in found.items()}})
+    )
+    return best
+
+
+def rate_of(folder: Path, name: str) -> float | None:
+    """The rate chosen before."""
+    path = folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+    return json.loads(path.read_text())["rate"] if path.exists() else None
+
+
+def save(path: Path, name: str, seed: int, metrics: RetrievalMetrics, made: dict[str, Any]) -> None:
+    """Figures, and what each user contributes to them."""
+    overall = {
+        f"{metric}@{one.k}": getattr(one, field)
+        for one in metrics.cutoffs
+        for metric, field in (("H", "hit_rate"), ("R", "recall"), ("N", "ndcg"))
+    }
+    described = {"variant": name, "seed": seed, "mrr": metrics.mrr, **overall, **made}
+    arrays = {f"recall_{one.k}": one.recall_V.astype(np.float32) for one in metrics.cutoffs}
+    arrays |= {f"ndcg_{one.k}": one.ndcg_V.astype(np.float32) for one in metrics.cutoffs}
+    np.savez_compressed(path, described=json.dumps(described), **arrays)
+    print(f"    {described}", flush=True)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Mean over seeds of each figure, and the paired difference of recall from the baseline, by user bootstrap."""
+    runs: dict[str, list[Any]] = {}
+    for path in sorted((arguments.runs / arguments.experiment).glob("*.npz")):
+        one = np.load(path)
+        runs.setdefault(json.loads(str(one["described"]))["variant"], []).append(one)
+    columns = [f"{metric}@{k}" for metric in "RN" for k in CUTOFFS]
+    print(f"| | seeds | {' | '.join(columns)} | R@{arguments.k} - {arguments.baseline} |")
+    print("|---" * (len(columns) + 3) + "|")
+    rng = np.random.default_rng(0)
+
+    def per_user(name: str) -> NDArray[np.float64]:
+        recalls: NDArray[np.float64] = np.mean([one[f"recall_{arguments.k}"] for one in runs[name]], axis=0)
+        return recalls
+
+    for name, of_seeds in runs.items():
+        described = [json.loads(str(one["described"])) for one in of_seeds]
+        cells = [f"{np.mean([one[column] for one in described]):.4f}" for column in columns]
+        difference = per_user(name) - per_user(arguments.baseline)
+        means = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(2000)]
+        low, high = np.percentile(means, [2.5, 97.5])
+        paired = "" if name == arguments.baseline else f"{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+        print(f"| {name} | {len(of_seeds)} | {' | '.join(cells)} | {paired} |")
+
+
+@pytest.mark.bench
+@pytest.mark.realdata
+@pytest.mark.skipif(not DATA.exists(), reason="the real data sets are not beside the project")
+def test_a_small_run(tmp_path: Path) -> None:
+    np.save(tmp_path / "industrial_minilm.npy", np.random.default_rng(0).standard_normal((3686, 32), dtype=np.float32))
+    users, num_items = sequences_of("industrial")
+    split = split_next(users[:300], num_items)
+    variant = replace(Variant("minilm", "next_item"), hidden=64)
+    network, made = train(variant, split, tmp_path, "industrial", seed=0, rate=1e-3, epochs=2)
+    print(made, judge(network, split, split.test_history, split.test_targets).at(100).recall)
+
+
+def main() -> None:
+    """The command line of the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("data", choices=["industrial", "office", "games"])
+    runs.add_argument("--protocol", choices=["next", "multi"], default="next")
+    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument("--epochs", type=int, default=40)
+    runs.add_argument("--tuning-epochs", type=int, default=40)
+    runs.add_argument("--llm", default="smollm2_L08_nofirst", help="matrix of the decoder's vectors")
+    runs.add_argument("--only", nargs="+", help="variants whose name contains one of these")
+    runs.add_argument("--vectors", type=Path, required=True)
+    runs.add_argument("--out", type=Path, required=True)
+    runs.set_defaults(do=run)
+    tables = commands.add_parser("table")
+    tables.add_argument("runs", type=Path)
+    tables.add_argument("experiment", help="such as industrial_next")
+    tables.add_argument("--baseline", default="SASRec (id)")
+    tables.add_argument("--k", type=int, default=100)
+    tables.set_defaults(do=table)
+    arguments = parser.parse_args()
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()
