@@ -209,8 +209,8 @@ def _check_tables(lake: Lake, store: FeatureStore, plan: ServicePlan) -> None:
     raise ValueError(
         f"build_training_set: {', '.join(needy)} cannot be joined: {lake.root} has no rows of "
         f"{', '.join(f'{name} ({state})' for name, state in states.items())}.\n"
-        f"  what to do: run {', '.join(steps)}, then publish_features; or leave {', '.join(needy)} out of `services` "
-        "of [build_training_set], and the rankers that read it out of [train_ranker]"
+        f"  what to do: `tailrank run {' '.join(steps)} publish_features`; or leave {', '.join(needy)} out of "
+        "`services` of [build_training_set], and the rankers that read it out of [train_ranker]"
     )
 
 

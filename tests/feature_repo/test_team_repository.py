@@ -37,9 +37,9 @@ from entities import customer, product
 from feast import FeatureService, FeatureView, Field, FileSource
 from feast.types import Float64, String
 
-from feature_repo.item_features import item_activity_view, item_content_views
-from feature_repo.request_features import user_item_content_cosine_view
-from feature_repo.user_features import user_content_views, user_history_view
+from feature_repo.item_features import item_activity_view, item_content_views, item_learn_views
+from feature_repo.request_features import user_item_content_cosine_view, user_item_learn_cosine_view
+from feature_repo.user_features import user_content_views, user_history_view, user_learn_views
 
 LAKE = "{lake}"
 
@@ -55,11 +55,15 @@ item_content_version, item_content = item_content_views(product, lake=LAKE)
 user_history = user_history_view(customer, lake=LAKE)
 user_content_version, user_content = user_content_views(customer, lake=LAKE)
 user_item_content_cosine = user_item_content_cosine_view(user_content, item_content)
+item_learn_version, item_learn = item_learn_views(product, lake=LAKE)
+user_interest_learn_version, user_interest_learn = user_learn_views(customer, lake=LAKE)
+user_item_learn_cosine = user_item_learn_cosine_view(user_interest_learn, item_learn)
 
 shop_ranker_v3 = FeatureService(
     name="shop_ranker_v3",
     features=[stock, item_activity, item_content, user_history, user_content, user_item_content_cosine],
 )
+shop_ranker_v4 = FeatureService(name="shop_ranker_v4", features=[item_content, user_content, user_item_learn_cosine])
 """
 
 
@@ -113,6 +117,24 @@ def test_a_training_set_joins_their_service_their_own_view_included(lake_and_rep
     assert roles["units"] == "scalar"
     assert roles["item_content_vector_id"] == "vector_id"  # joined although the service lists only the vector
     assert lake.open_matrix("item_content").vectors.shape[1] == 4
+
+
+def test_a_service_of_theirs_may_want_only_the_cosine_of_learn(lake_and_repo: tuple[Lake, Path]) -> None:
+    from feast import FeatureStore
+
+    lake, repo = lake_and_repo
+    build_training_set.run(lake, build_training_set.Config(feature_repo=str(repo), services=("shop_ranker_v4",)))
+    metadata = lake.manifest(TrainingExamples).metadata
+    assert set(metadata["services"]["shop_ranker_v4"]) == {
+        "item_content_vector_id",
+        "user_content_vector_id",
+        "user_item_learn_cosine",
+    }
+    known = lake.read(TrainingExamples).sort("event_timestamp").drop_nulls("user_item_learn_cosine").tail(1)
+    store = FeatureStore(repo_path=str(repo))
+    keys = {"customer_id": known["user_id"].item(), "product_id": known["item_id"].item()}
+    online = store.get_online_features(store.get_feature_service("shop_ranker_v4"), [keys]).to_dict()
+    assert online["user_item_learn_cosine"] == known["user_item_learn_cosine"].to_list()
 
 
 def test_their_modules_of_the_same_names_do_not_mix_with_ours(lake_and_repo: tuple[Lake, Path]) -> None:

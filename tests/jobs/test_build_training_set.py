@@ -14,9 +14,11 @@ from feature_repo.table_schemas import (
     Impressions,
     ItemActivity,
     ItemContentEmbeddings,
+    ItemLearnEmbeddings,
     SplitWindows,
     TrainingExamples,
     UserContentInterests,
+    UserLearnInterests,
 )
 from jobs import build_training_set, publish_features
 from jobs.feast_store import open_store
@@ -101,10 +103,37 @@ def test_a_re_embedded_item_changes_its_vector_on_that_day(examples: pl.DataFram
     assert of_i0["item_content_vector_id"].to_list() == [100 if later else 0 for later in switched]
 
 
+def test_learn_vectors_are_null_until_the_model_was_trained_and_no_row_is_lost(examples: pl.DataFrame) -> None:
+    trained = START + 12 * DAY
+    before = examples.filter(pl.col("event_timestamp") < trained)
+    assert len(before) == 12 * 48
+    for name in ("user_learn_vector_id", "user_learn_num_items", "item_learn_vector_id", "user_item_learn_cosine"):
+        assert before[name].null_count() == len(before)
+    after = examples.filter(pl.col("event_timestamp") >= trained + DAY, pl.col("user_id") != "u7")
+    assert after["user_learn_vector_id"].null_count() == 0
+    assert after.filter(~pl.col("item_id").is_in(["i8", "i9"]))["user_item_learn_cosine"].null_count() == 0
+
+
+def test_a_learn_vector_of_the_future_is_never_seen_and_one_that_is_known_is(examples: pl.DataFrame) -> None:
+    of_i8 = examples.filter(pl.col("item_id") == "i8")  # embedded on day 60, after the log
+    assert len(of_i8) > 0
+    assert of_i8["item_learn_vector_id"].null_count() == len(of_i8)
+    assert of_i8["item_content_vector_id"].null_count() == 0
+    day = pl.col("event_timestamp").dt.truncate("1d")
+    of_i1 = examples.filter(pl.col("item_id") == "i1", day >= START + 12 * DAY)
+    assert of_i1["item_learn_vector_id"].to_list() == [
+        201 if later else 1 for later in of_i1.select(day >= START + 25 * DAY).to_series()
+    ]
+    of_i2 = examples.filter(pl.col("item_id") == "i2", day >= START + 12 * DAY)  # a backfill, written on day 26
+    assert of_i2["item_learn_vector_id"].to_list() == [
+        202 if later else 2 for later in of_i2.select(day >= START + 26 * DAY).to_series()
+    ]
+
+
 def test_a_user_and_an_item_without_features_get_nulls_not_neighbours_values(
     built: Lake, examples: pl.DataFrame
 ) -> None:
-    roles = built.manifest(TrainingExamples).metadata["services"]["ranker_content_v1"]
+    roles = built.manifest(TrainingExamples).metadata["services"]["ranker_learn_v1"]
     of_user = [name for name in roles if name.startswith(("user_", "history_"))]
     of_item = [name for name in roles if name not in of_user]
     nobody, nothing = examples.filter(pl.col("user_id") == "u7"), examples.filter(pl.col("item_id") == "i9")
@@ -139,18 +168,29 @@ def test_labels_of_a_split_know_nothing_that_came_after_it(built: Lake, examples
 
 def test_metadata_says_what_each_service_reads_and_where_vectors_are(built: Lake) -> None:
     metadata = built.manifest(TrainingExamples).metadata
-    base, content = metadata["services"]["ranker_base_v1"], metadata["services"]["ranker_content_v1"]
-    assert set(base) < set(content)
+    base, content, learn = (metadata["services"][f"ranker_{name}_v1"] for name in ("base", "content", "learn"))
+    assert set(base) < set(content) < set(learn)
     assert {name: role for name, role in content.items() if name not in base} == {
         "user_content_vector_id": "vector_id",
         "user_content_num_items": "scalar",
         "item_content_vector_id": "vector_id",
         "user_item_content_cosine": "scalar",
     }
+    assert {name: role for name, role in learn.items() if name not in content} == {
+        "user_learn_vector_id": "vector_id",
+        "user_learn_num_items": "scalar",
+        "item_learn_vector_id": "vector_id",
+        "user_item_learn_cosine": "scalar",
+    }
     assert base["history_item_ids"] == "history"
     assert base["history_timestamps"] == "timestamps"
     assert base["category"] == "categorical"
-    assert metadata["vectors"] == {"user_content_vector_id": "user_content", "item_content_vector_id": "item_content"}
+    assert metadata["vectors"] == {
+        "user_content_vector_id": "user_content",
+        "item_content_vector_id": "item_content",
+        "user_learn_vector_id": "user_interest_learn",
+        "item_learn_vector_id": "item_learn",
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,6 +198,8 @@ def test_metadata_says_what_each_service_reads_and_where_vectors_are(built: Lake
     [
         ("item_content", ItemContentEmbeddings, "item_content_vector_id", "item_content_embedding"),
         ("user_content", UserContentInterests, "user_content_vector_id", "user_content_interest"),
+        ("item_learn", ItemLearnEmbeddings, "item_learn_vector_id", "item_learn_embedding"),
+        ("user_interest_learn", UserLearnInterests, "user_learn_vector_id", "user_learn_interest"),
     ],
 )
 def test_matrices_hold_the_vectors_referred_to_and_no_others(
@@ -179,6 +221,8 @@ def test_late_joined_vectors_are_the_bytes_that_feast_gives_offline_and_online(
     wanted = {
         "item_content": ("item_content_embedding", "item_content_vector_id", "item_id"),
         "user_content": ("user_content_interest", "user_content_vector_id", "user_id"),
+        "item_learn": ("item_learn_embedding", "item_learn_vector_id", "item_id"),
+        "user_interest_learn": ("user_learn_interest", "user_learn_vector_id", "user_id"),
     }
     joined = pl.from_arrow(
         store.get_historical_features(
@@ -195,20 +239,35 @@ def test_late_joined_vectors_are_the_bytes_that_feast_gives_offline_and_online(
         assert late == direct
         assert any(one is None for one in late)
 
-        keys = last.unique(key, maintain_order=True)
+        keys = last.filter(pl.col("item_id") != "i8").unique(key, maintain_order=True)  # i8: online from day 60 on
         online = store.get_online_features([f"{view}:{feature}"], [{key: one} for one in keys[key]]).to_dict()[feature]
         positions = matrix.rows_of(keys[vector_id].fill_null(-1).to_numpy())
         late = [None if row < 0 else matrix.vectors[row].tobytes() for row in positions]
         assert late == [None if one is None else np.asarray(one, np.float32).tobytes() for one in online]
 
 
-def test_the_cosine_is_the_one_that_feast_computes(built: Lake, examples: pl.DataFrame) -> None:
+@pytest.mark.parametrize("feature", ["user_item_content_cosine", "user_item_learn_cosine"])
+def test_the_cosine_is_the_one_that_feast_computes(built: Lake, examples: pl.DataFrame, feature: str) -> None:
     store = open_store(built, offline_store="asof")
     entities = examples.select("impression_id", "user_id", "item_id", "event_timestamp")
-    feature = "user_item_content_cosine"
     direct = store.get_historical_features(entities.to_pandas(), [f"{feature}:{feature}"]).to_arrow()
     assert direct[feature].to_pylist() == examples[feature].to_list()
     assert examples[feature].null_count() < len(examples)
+
+
+def test_the_learn_cosine_is_that_of_the_vectors_referred_to(built: Lake, examples: pl.DataFrame) -> None:
+    def vectors(view: str, id_column: str) -> np.ndarray:
+        matrix = built.open_matrix(view)
+        return matrix.vectors[matrix.rows_of(known[id_column].to_numpy())].astype(np.float64)
+
+    known = examples.drop_nulls("user_item_learn_cosine")
+    users, items = (
+        vectors("user_interest_learn", "user_learn_vector_id"),
+        vectors("item_learn", "item_learn_vector_id"),
+    )
+    expected = (users * items).sum(1) / np.sqrt((users**2).sum(1) * (items**2).sum(1))
+    np.testing.assert_allclose(known["user_item_learn_cosine"].to_numpy(), expected, atol=1e-12)
+    assert len(known) > 300
 
 
 def test_the_stock_store_gives_the_same_training_set(
@@ -229,7 +288,8 @@ def test_one_service_alone_joins_its_features_only(published: Lake, log: pl.Data
 
 def test_an_unknown_service_is_refused_with_those_there_are(published: Lake, log: pl.DataFrame) -> None:
     with pytest.raises(
-        ValueError, match=r"no feature service 'ranker_v9'.*registered: ranker_base_v1, ranker_content_v1"
+        ValueError,
+        match=r"no feature service 'ranker_v9'.*registered: ranker_base_v1, ranker_content_v1, ranker_learn_v1",
     ):
         build_training_set.run(published, build_training_set.Config(services=("ranker_v9",)))
 
@@ -303,6 +363,56 @@ def test_values_of_another_lake_are_found_by_the_second_opinion(
     before = published.manifest(TrainingExamples) if published.exists(TrainingExamples) else None
     after = lake.manifest(TrainingExamples) if lake.exists(TrainingExamples) else None
     assert after == before, "a job that stops leaves the old table"
+
+
+def test_a_learn_vector_of_the_future_that_an_offline_store_let_through_is_found(
+    published: Lake, log: pl.DataFrame, tmp_path: Path
+) -> None:
+    # The other way round: the store joins `published`, where i0's vector is known; here it becomes known on day 60.
+    lake = copy_of(published, tmp_path)
+    future = pl.when(pl.col("item_id") == "i0").then(START + 60 * DAY).otherwise("event_timestamp")
+    postponed = lake.read(ItemLearnEmbeddings).with_columns(future.alias("event_timestamp"))
+    lake.write(ItemLearnEmbeddings, postponed, fingerprint=lake.manifest(ItemLearnEmbeddings).fingerprint)
+    with pytest.raises(ValueError, match=r"item_learn_vector_id of impression .* is 0, .* known then was None"):
+        build_training_set.run(lake, build_training_set.Config(feature_repo=str(published.root / "feast")))
+
+
+def test_a_log_that_ends_before_learn_was_trained_has_no_learn_vectors_and_is_good(
+    feature_lake: Lake, tmp_path: Path
+) -> None:
+    lake = copy_of(feature_lake, tmp_path)
+    for schema in (ItemLearnEmbeddings, UserLearnInterests):
+        later = lake.read(schema).with_columns(pl.col("event_timestamp", "created_timestamp") + 90 * DAY)
+        lake.write(schema, later, fingerprint=lake.manifest(schema).fingerprint)
+    publish_features.run(lake, publish_features.Config())
+    build_training_set.run(lake, build_training_set.Config(chunk_rows=500))
+    examples = lake.read(TrainingExamples)
+    assert len(examples) == 1440
+    assert examples["user_item_learn_cosine"].dtype == pl.Float64
+    assert examples.select("item_learn_vector_id", "user_learn_vector_id", "user_item_learn_cosine").null_count().row(
+        0
+    ) == (1440, 1440, 1440)
+    for matrix in ("item_learn", "user_interest_learn"):
+        assert lake.open_matrix(matrix).vectors.shape == (0, 8)
+
+
+def test_a_lake_without_learn_joins_the_services_that_do_not_need_it_and_says_what_the_other_needs(
+    feature_lake: Lake, tmp_path: Path
+) -> None:
+    lake = copy_of(feature_lake, tmp_path)
+    for table in ("item_learn_embeddings", "user_learn_interests"):
+        shutil.rmtree(lake.root / table)
+    lake.write(UserLearnInterests, UserLearnInterests.create_empty(), fingerprint={"dimension": "8"})
+    publish_features.run(lake, publish_features.Config())
+    with pytest.raises(ValueError, match=r"build_training_set: ranker_learn_v1 cannot be joined") as raised:
+        build_training_set.run(lake, build_training_set.Config())
+    message = str(raised.value)
+    assert "item_learn_embeddings (never written), user_learn_interests (empty)" in message
+    assert "`tailrank run fit_embedder embed_items_learn embed_users_learn publish_features`" in message
+    assert "leave ranker_learn_v1 out of `services`" in message
+    build_training_set.run(lake, build_training_set.Config(services=("ranker_base_v1", "ranker_content_v1")))
+    assert set(lake.manifest(TrainingExamples).metadata["vectors"].values()) == {"user_content", "item_content"}
+    assert not [name for name in lake.read(TrainingExamples).columns if "learn" in name]
 
 
 def test_vectors_of_another_model_than_registered_stop_the_job(feature_lake: Lake, tmp_path: Path) -> None:
