@@ -157,6 +157,10 @@ def run(
         str | None,
         typer.Option(help="Text encoder: a packaged model's name, a Hugging Face folder, or a GGUF file."),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="How embed_items and embed_users embed: content (what the text says) or learn (LEARN)."),
+    ] = "content",
     force: ForceOption = False,
 ) -> None:
     """Run the steps that are stale, in order: from the raw log to the report."""
@@ -164,7 +168,7 @@ def run(
     if unknown:
         _fail(f"there is no step {unknown[0]!r}; the steps are {', '.join(flow.STEPS)}", code=2)
     overrides = {"embed_items": {"backbone": backbone}} if backbone else None
-    _run(_settings(config, lake, settings, overrides), steps, force)
+    _run(_settings(config, lake, settings, overrides), _steps_of_method(steps, method), force)
 
 
 @app.command()
@@ -184,6 +188,18 @@ def evaluate(
     from jobs import evaluate_predictions
 
     evaluate_predictions.run(predictions, baseline=baseline, report=report, json=json)
+
+
+def _steps_of_method(steps: list[str] | None, method: str) -> list[str] | None:
+    if method not in flow.METHODS:
+        _fail(f"there is no method {method!r}; the methods are {', '.join(flow.METHODS)}", code=2)
+    instead = flow.METHODS[method]
+    if instead and not set(steps or ()) & instead.keys():
+        _fail(
+            f"--method {method} says how {' and '.join(instead)} embed: name one of them, or leave --method out",
+            code=2,
+        )
+    return [instead.get(name, name) for name in steps] if steps else steps
 
 
 def _run(settings: Settings, steps: list[str] | None, force: bool) -> None:

@@ -28,6 +28,9 @@ STEPS = (
     "collect_histories",
     "embed_items",
     "embed_users",
+    "fit_embedder",
+    "embed_items_learn",
+    "embed_users_learn",
     "publish_features",
     "build_training_set",
     "assign_segments",
@@ -35,6 +38,12 @@ STEPS = (
     "evaluate_ranker",
 )
 """Modules of `jobs`, in the order in which they run: every table is written before it is read."""
+
+METHODS: Mapping[str, Mapping[str, str]] = {
+    "content": {},
+    "learn": {"embed_items": "embed_items_learn", "embed_users": "embed_users_learn"},
+}
+"""How items and users are embedded: method -> the step that does it instead of the one named."""
 
 SOURCES = ("simulate", "movielens", "online_retail", "columns")
 """Modules of `jobs.raw_sources`."""

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 METHOD = "learn"
 UNFINISHED = "unfinished.pt"
 
+CONTENT_SAMPLE = 20_000
+"""Items whose content says how each coordinate is spread."""
+
 MOST_VALIDATION_USERS = 5_000
 """R@K of so many users is known to within 0.01 or so, and costs seconds."""
 
@@ -92,7 +95,11 @@ def _network(config: Config, content_NC: NDArray[np.float32]) -> LearnNetwork:
     if config.item_tower == "content":  # users are compared with the content vectors themselves
         shape = replace(shape, output_dim=content_NC.shape[1])
     torch.manual_seed(config.seed)
-    return LearnNetwork(FrozenContent(content_NC), shape)
+    network = LearnNetwork(FrozenContent(content_NC), shape)
+    size = min(len(content_NC), CONTENT_SAMPLE)
+    sample = np.random.default_rng(config.seed).choice(len(content_NC), size, replace=False, shuffle=False)
+    network.standardise(content_NC[np.sort(sample)])
+    return network
 
 
 def _fit(

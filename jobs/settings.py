@@ -23,6 +23,9 @@ from jobs.lake import Lake
 DEFAULT_FILE = Path("tailrank.toml")
 ENVIRONMENT_PREFIX = "TAILRANK__"
 
+LEARN_SERVICES = "ranker_learn_"
+"""How the feature services begin that need the vectors of LEARN."""
+
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -106,6 +109,7 @@ def _check(document: dict[str, Any], stronger: dict[str, Any], file: Path | None
         if isinstance(ingest.get("path"), str):
             ingest["path"] = str((folder / Path(ingest["path"]).expanduser()).resolve())
         merged["ingest"] = ingest
+    _leave_learn_out(merged)
     steps = {
         name: _validate(flow.step(name).config_class, merged.get(name, {}), f"{where}: [{name}]") for name in flow.STEPS
     }
@@ -126,6 +130,20 @@ def _remember_source(document: dict[str, Any], lake_path: Path, *, lake_is_named
         ingest = {}
         document.get("sources", {}).pop(before.config["source"], None)
     document["ingest"] = {**ingest, **before.config}
+
+
+def _leave_learn_out(merged: dict[str, Any]) -> None:
+    """What `[fit_embedder] enabled = false` means for services and rankers where the settings do not name any."""
+    sections = [merged.setdefault(name, {}) for name in ("fit_embedder", "build_training_set", "train_ranker")]
+    if not all(isinstance(section, dict) for section in sections) or sections[0].get("enabled", True) is not False:
+        return
+    _, training_set, train_ranker = sections
+    services = flow.step("build_training_set").config_class().model_dump()["services"]
+    training_set.setdefault("services", [name for name in services if not name.startswith(LEARN_SERVICES)])
+    rankers = flow.step("train_ranker").config_class().model_dump()["rankers"]
+    train_ranker.setdefault(
+        "rankers", {name: one for name, one in rankers.items() if not one["service"].startswith(LEARN_SERVICES)}
+    )
 
 
 def _merge(weaker: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
