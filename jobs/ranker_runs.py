@@ -68,7 +68,8 @@ def train_all(lake: Lake, config: Config) -> None:
     if unknown := {name: one.service for name, one in config.rankers.items() if one.service not in services}:
         raise ValueError(
             f"train_ranker: the training set has no features of {unknown}; it was built for {sorted(services)}. "
-            "Add the service to [build_training_set] and build the set again, or name another one."
+            "Add them to `services` of [build_training_set] (publish_features must know them) and run "
+            f"build_training_set again, or leave {list(unknown)} out of `rankers` of [train_ranker]."
         )
     test = _test_impressions(lake)
     curves: list[dict[str, Any]] = []
@@ -191,11 +192,7 @@ def _encode(lake: Lake, service: str, roles: Mapping[str, str], config: Config) 
             f"train_ranker: training_examples has no columns {missing}, which its metadata promises for {service}. "
             "Run build_training_set again."
         )
-    matrices = {
-        name: lake.open_matrix(manifest.metadata["vectors"][name])
-        for name in (columns.user_vector, columns.item_vector)
-        if name is not None
-    }
+    matrices = {name: lake.open_matrix(manifest.metadata["vectors"][name]) for name in columns.vector_ids}
     encoder = FeatureEncoder.fit(
         columns,
         examples.filter(pl.col("split") == "train"),
@@ -225,6 +222,7 @@ def _encode(lake: Lake, service: str, roles: Mapping[str, str], config: Config) 
         seconds,
         f"{num_rows / max(seconds, 1e-9):_.0f}",
     )
+    _say_which_vectors_are_known(service, splits)
     identity = [manifest.digest, encoder.layout.as_dict(), splits["train"].vector_fingerprints]
     return ServiceExamples(
         encoder=encoder,
@@ -232,6 +230,24 @@ def _encode(lake: Lake, service: str, roles: Mapping[str, str], config: Config) 
         validate=_validate(lake, splits["validation"]),
         inputs_digest=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )
+
+
+def _say_which_vectors_are_known(service: str, splits: Mapping[str, EncodedExamples]) -> None:
+    """Vectors of a trained model exist from its last interaction on, which may be after most training rows."""
+    for pair in splits["train"].layout.vectors:
+        known = {
+            column: {split: each.vectors[column].rows_N >= 0 for split, each in splits.items()}
+            for column in (pair.user, pair.item)
+        }
+        shares = [f"{(known[pair.user][split] & known[pair.item][split]).mean():.0%} of {split}" for split in splits]
+        logger.info("train_ranker: %s: both %s vectors are known in %s", service, pair.name, ", ".join(shares))
+        if unseen := [column for column, of_split in known.items() if not of_split["train"].any()]:
+            logger.warning(
+                "train_ranker: %s: no training row has a vector of %s, so rankers read them as missing everywhere. "
+                "Train their model on earlier interactions only, or move the train window on.",
+                service,
+                unseen,
+            )
 
 
 def _validate(lake: Lake, validation: EncodedExamples) -> Validate:

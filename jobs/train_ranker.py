@@ -33,27 +33,33 @@ class RankerConfig(BaseModel, extra="forbid", frozen=True):
     service: str
     """The Feast feature service whose features it reads."""
     auxiliary: Literal["none", "detached", "joint"] = "none"
-    """LEARN's auxiliary network (networks only): absent, trained by its own loss alone, or jointly."""
+    """LEARN's auxiliary networks (networks only), one for each pair of vectors of the service: absent, trained by
+    their own loss alone, or jointly."""
 
 
 PRESETS = {
     "base": RankerConfig(kind="network", service="ranker_base_v1"),
     "content": RankerConfig(kind="network", service="ranker_content_v1", auxiliary="detached"),
     "content_joint": RankerConfig(kind="network", service="ranker_content_v1", auxiliary="joint"),
+    "learn": RankerConfig(kind="network", service="ranker_learn_v1", auxiliary="detached"),
+    "learn_joint": RankerConfig(kind="network", service="ranker_learn_v1", auxiliary="joint"),
     "gbdt_base": RankerConfig(kind="gbdt", service="ranker_base_v1"),
     "gbdt_content": RankerConfig(kind="gbdt", service="ranker_content_v1"),
+    "gbdt_learn": RankerConfig(kind="gbdt", service="ranker_learn_v1"),
 }
 """Rankers that can be asked for by name alone."""
+
+DEFAULT_RANKERS = ("base", "content", "learn", "gbdt_base", "gbdt_learn")
 
 
 class Config(BaseModel, extra="forbid", frozen=True):
     """Which rankers, and how long they train. Everything but `kind`, `service` and `auxiliary` is the same for all."""
 
     rankers: dict[str, RankerConfig] = Field(
-        default_factory=lambda: {name: PRESETS[name] for name in ("base", "content", "gbdt_base", "gbdt_content")},
-        min_length=1,
+        default_factory=lambda: {name: PRESETS[name] for name in DEFAULT_RANKERS}, min_length=1
     )
-    """Name -> ranker; or a list of names of presets: base, content, content_joint, gbdt_base, gbdt_content."""
+    """Name -> ranker; or a list of names of presets: base, content, content_joint, learn, learn_joint, gbdt_base,
+    gbdt_content, gbdt_learn."""
     seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     """Each ranker is trained from each."""
     trials: PositiveInt = 1

@@ -4,12 +4,14 @@
 GPU image. Vectors stay where they are (a memory-mapped matrix on disk): an example holds a row number of 4 bytes,
 and a minibatch gathers only the rows it needs.
 
+Vectors come in pairs: a user's and an item's, of one embedding space, so that their product means something.
+
     N examples   B batch   F id columns   S scalars   L history length   V vector width   M rows of a vector matrix
     I rows of the item vocabulary   K item attributes
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,18 @@ UNKNOWN_LABEL = -1
 
 
 @dataclass(frozen=True)
+class VectorPair:
+    """The columns of a user vector and an item vector that may be multiplied: both are of one embedding space."""
+
+    name: str
+    """Of the embedding space: `content`, `learn`."""
+    user: str
+    """Column of the user's vector ids."""
+    item: str
+    """Column of the item's vector ids."""
+
+
+@dataclass(frozen=True)
 class ExampleLayout:
     """What stands in which column of the arrays, and how many rows each embedding table needs."""
 
@@ -46,8 +60,7 @@ class ExampleLayout:
     """Most recent items kept; 0 without a history."""
     item_attributes: tuple[str, ...]
     """The categoricals that belong to the item (one value per item): known for the items of a history too."""
-    user_vector: str | None
-    item_vector: str | None
+    vectors: tuple[VectorPair, ...]
     vocabulary_digest: str
     """Of all vocabularies: arrays made with other vocabularies mean other ids."""
 
@@ -57,9 +70,19 @@ class ExampleLayout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ExampleLayout":
-        """The inverse of `as_dict`."""
+        """The inverse of `as_dict`.
+
+        Raises:
+            ValueError: the values are not those of a layout.
+        """
+        expected = [part.name for part in fields(cls)]
+        if differing := sorted({*expected} ^ {*values}):
+            raise ValueError(
+                f"layout: expected the entries {expected}, got {sorted(values)} (differing: {differing}). "
+                "Another version of this program wrote it: train the ranker again."
+            )
         plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
-        return cls(**plain)
+        return cls(**{**plain, "vectors": tuple(VectorPair(**pair) for pair in values["vectors"])})
 
 
 @dataclass(frozen=True)
@@ -98,8 +121,8 @@ class EncodedExamples:
     """1, 0, or -1 where it is not known yet."""
     item_attributes_IK: NDArray[np.int32]
     """Rows of each item's own categoricals: what a history item is, beyond its id."""
-    user_vectors: VectorColumn | None = None
-    item_vectors: VectorColumn | None = None
+    vectors: Mapping[str, VectorColumn] = field(default_factory=dict)
+    """Column name -> its vectors, for both columns of each pair of the layout."""
 
     def __len__(self) -> int:
         return len(self.clicked_N)
@@ -108,24 +131,31 @@ class EncodedExamples:
     def num_bytes(self) -> int:
         """Memory of the arrays, vector matrices left out (they are mapped)."""
         arrays = (self.ids_NF, self.scalars_NS, self.history_NL, self.clicked_N, self.converted_N)
-        rows = [column.rows_N for column in (self.user_vectors, self.item_vectors) if column is not None]
-        return sum(array.nbytes for array in (*arrays, *rows))
+        return sum(array.nbytes for array in (*arrays, *(column.rows_N for column in self.vectors.values())))
 
     @property
     def vector_fingerprints(self) -> dict[str, dict[str, str]]:
         """Fingerprint of each vector column, by its name."""
-        named = ((self.layout.user_vector, self.user_vectors), (self.layout.item_vector, self.item_vectors))
-        return {name: dict(column.fingerprint) for name, column in named if name is not None and column is not None}
+        return {name: dict(column.fingerprint) for name, column in self.vectors.items()}
 
     def take(self, index: NDArray[Any]) -> "EncodedExamples":
         """The chosen examples (row numbers or a mask), in that order."""
 
         def chosen(name: str, value: Any) -> Any:
-            if isinstance(value, VectorColumn):
-                return VectorColumn(value.rows_N[index], value.table_MV, value.fingerprint)
+            if name == "vectors":
+                return {each: replace(column, rows_N=column.rows_N[index]) for each, column in value.items()}
             return value[index] if isinstance(value, np.ndarray) and name != "item_attributes_IK" else value
 
         return EncodedExamples(**{part.name: chosen(part.name, getattr(self, part.name)) for part in fields(self)})
+
+
+class PairVectors(NamedTuple):
+    """The vectors of one pair in a minibatch; zero where they are not known."""
+
+    user_BV: Tensor
+    user_known_B: Tensor
+    item_BV: Tensor
+    item_known_B: Tensor
 
 
 class Batch(NamedTuple):
@@ -135,10 +165,8 @@ class Batch(NamedTuple):
     scalars_BS: Tensor
     history_BL: Tensor
     """Cut to the longest history of the batch."""
-    user_vector_BV: Tensor | None
-    user_known_B: Tensor | None
-    item_vector_BV: Tensor | None
-    item_known_B: Tensor | None
+    vectors: tuple[PairVectors, ...]
+    """One for each pair of the layout, in its order."""
     clicked_B: Tensor
     """float: 0 or 1."""
     converted_B: Tensor
@@ -182,20 +210,19 @@ def batch_of(examples: EncodedExamples, index: NDArray[np.int64] | slice, device
 
     history_BL = examples.history_NL[index]
     longest = int(np.flatnonzero((history_BL != PADDING).any(axis=0)).max(initial=-1)) + 1
-    user_vector_BV = user_known_B = item_vector_BV = item_known_B = None
-    if examples.user_vectors is not None:
-        user_vector_BV, user_known_B = map(tensor, examples.user_vectors.gather(index))
-    if examples.item_vectors is not None:
-        item_vector_BV, item_known_B = map(tensor, examples.item_vectors.gather(index))
+    vectors = tuple(
+        PairVectors(
+            *map(tensor, examples.vectors[pair.user].gather(index)),
+            *map(tensor, examples.vectors[pair.item].gather(index)),
+        )
+        for pair in examples.layout.vectors
+    )
     converted_B = examples.converted_N[index]
     return Batch(
         ids_BF=tensor(examples.ids_NF[index]),
         scalars_BS=tensor(examples.scalars_NS[index]),
         history_BL=tensor(history_BL[:, :longest]),
-        user_vector_BV=user_vector_BV,
-        user_known_B=user_known_B,
-        item_vector_BV=item_vector_BV,
-        item_known_B=item_known_B,
+        vectors=vectors,
         clicked_B=tensor(examples.clicked_N[index].astype(np.float32)),
         converted_B=tensor((converted_B == 1).astype(np.float32)),
         converted_known_B=tensor(converted_B != UNKNOWN_LABEL),

@@ -1,4 +1,4 @@
-"""Click and conversion over the entire space (ESMM), on top of the ID network and, if asked, the auxiliary network.
+"""Click and conversion over the entire space (ESMM), on top of the ID network and, if asked, auxiliary networks.
 
     Entire Space Multi-Task Model, arXiv:1804.07931
 
@@ -6,11 +6,13 @@ A conversion is only seen after a click, so a CVR model trained on clicked rows 
 saw. ESMM trains p_ctcvr = p_ctr * p_cvr on every impression instead; p_cvr is never trained directly.
 What differs: both towers stand on one shared representation, not on shared embeddings only.
 
-    B batch   E outputs of the auxiliary network   X representation
+    B batch   A pairs of vectors   E outputs of all auxiliary networks   X representation
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ranker.auxiliary import AuxiliaryNetwork
@@ -20,12 +22,20 @@ from ranker.id_network import IdNetwork
 TOWER_WIDTH = 64
 
 
+class AuxiliaryLogits(NamedTuple):
+    """Log-odds of the auxiliary label, as each pair of vectors by itself sees it."""
+
+    logit_AB: Tensor
+    known_AB: Tensor
+    """Whether the pair has a vector for the impression at all, the user's or the item's."""
+
+
 class Logits(NamedTuple):
-    """Log-odds of a click, of a conversion given the click, and of the auxiliary network's label."""
+    """Log-odds of a click, of a conversion given the click, and of the auxiliary networks' label."""
 
     ctr_B: Tensor
     cvr_B: Tensor
-    auxiliary_B: Tensor | None
+    auxiliary: AuxiliaryLogits | None
 
 
 class CtrCvrNetwork(nn.Module):
@@ -33,26 +43,29 @@ class CtrCvrNetwork(nn.Module):
 
     Args:
         id_network: the shared representation.
-        auxiliary: adds content vectors; None for a ranker of ID features only.
+        auxiliaries: one for each pair of vectors of the layout, in its order; none for a ranker of ID features only.
         dropout: in the towers.
     """
 
-    def __init__(self, id_network: IdNetwork, auxiliary: AuxiliaryNetwork | None, *, dropout: float = 0.1) -> None:
+    def __init__(
+        self, id_network: IdNetwork, auxiliaries: Iterable[AuxiliaryNetwork] = (), *, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.id_network = id_network
-        self.auxiliary = auxiliary
+        self.auxiliaries = nn.ModuleList(auxiliaries)
         self.ctr_tower = _tower(id_network.width, dropout)
         self.cvr_tower = _tower(id_network.width, dropout)
 
     def forward(self, batch: Batch) -> Logits:
         """One logit of each kind per impression."""
-        auxiliary = self.auxiliary(batch) if self.auxiliary is not None else None
-        shared_BX = self.id_network(batch, auxiliary.features_BE if auxiliary is not None else None)
-        return Logits(
-            ctr_B=self.ctr_tower(shared_BX).squeeze(1),
-            cvr_B=self.cvr_tower(shared_BX).squeeze(1),
-            auxiliary_B=auxiliary.logit_B if auxiliary is not None else None,
-        )
+        features_BE, auxiliary = None, None
+        if len(self.auxiliaries):
+            outputs = [network(pair) for network, pair in zip(self.auxiliaries, batch.vectors, strict=True)]
+            features_BE = torch.cat([each.features_BE for each in outputs], dim=1)
+            logit_AB, known_AB = (torch.stack(parts) for parts in zip(*(each[1:] for each in outputs), strict=True))
+            auxiliary = AuxiliaryLogits(logit_AB, known_AB)
+        shared_BX = self.id_network(batch, features_BE)
+        return Logits(self.ctr_tower(shared_BX).squeeze(1), self.cvr_tower(shared_BX).squeeze(1), auxiliary)
 
 
 def _tower(width: int, dropout: float) -> nn.Sequential:

@@ -5,13 +5,15 @@ What a feature is for is said by its role, a tag of the Feast field that travels
     categorical   an id of its own vocabulary                 -> a row number
     count, rate, scalar   a number                            -> float32, NaN where missing; each ranker scales it
     history       a list of item ids, newest last             -> rows of the item vocabulary
-    vector_id     a row of a vector matrix                    -> its position in the matrix
+    vector_id     a row of a vector matrix                    -> its position in the matrix; comes in pairs,
+                  `user_<name>_vector_id` and `item_<name>_vector_id` of one embedding space
     timestamps    when the history happened                   -> not read by today's rankers
 
 Only this file and `ranker.vocabularies` know polars; everything behind them works on `EncodedExamples`.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +29,13 @@ from ranker.batches import (
     EncodedExamples,
     ExampleLayout,
     VectorColumn,
+    VectorPair,
 )
 from ranker.vocabularies import Vocabulary, digest_of, rows_of_item_attributes
 
 SCALAR_ROLES = ("count", "rate", "scalar")
 LABELS = ("clicked", "converted")
+VECTOR_ID = re.compile(r"(user|item)_(.+)_vector_id")
 
 
 class VectorMatrix(Protocol):
@@ -57,8 +61,7 @@ class FeatureColumns:
     scalars: tuple[str, ...] = ()
     scalar_roles: tuple[str, ...] = ()
     history: str | None = None
-    user_vector: str | None = None
-    item_vector: str | None = None
+    vectors: tuple[VectorPair, ...] = ()
 
     @classmethod
     def from_roles(cls, roles: Mapping[str, str]) -> "FeatureColumns":
@@ -68,7 +71,7 @@ class FeatureColumns:
             roles: feature name -> role, as `build_training_set` leaves it in the metadata of the training set.
 
         Raises:
-            ValueError: an unknown role, more than one history, or more than one vector for the user or the item.
+            ValueError: an unknown role, more than one history, or a vector that is not one of a pair.
         """
         known = {*SCALAR_ROLES, "categorical", "history", "timestamps", "vector_id"}
         if unknown := {name: role for name, role in roles.items() if role not in known}:
@@ -79,25 +82,19 @@ class FeatureColumns:
         def named(role: str) -> tuple[str, ...]:
             return tuple(name for name, its_role in roles.items() if its_role == role)
 
-        def at_most_one(names: tuple[str, ...], what: str) -> str | None:
-            if len(names) > 1:
-                raise ValueError(
-                    f"feature roles: a ranker reads one {what}, got {list(names)}. "
-                    "Put them into feature services of their own and compare the rankers."
-                )
-            return names[0] if names else None
-
-        vectors = named("vector_id")
-        if nameless := [name for name in vectors if not name.startswith(("user_", "item_"))]:
-            raise ValueError(f"feature roles: vector columns {nameless} must begin with `user_` or `item_`")
+        histories = named("history")
+        if len(histories) > 1:
+            raise ValueError(
+                f"feature roles: a ranker reads one history, got {list(histories)}. "
+                "Put them into feature services of their own and compare the rankers."
+            )
         scalars = tuple(name for name, role in roles.items() if role in SCALAR_ROLES)
         return cls(
             categoricals=named("categorical"),
             scalars=scalars,
             scalar_roles=tuple(roles[name] for name in scalars),
-            history=at_most_one(named("history"), "history"),
-            user_vector=at_most_one(tuple(name for name in vectors if name.startswith("user_")), "user vector"),
-            item_vector=at_most_one(tuple(name for name in vectors if name.startswith("item_")), "item vector"),
+            history=histories[0] if histories else None,
+            vectors=_pairs(named("vector_id")),
         )
 
     @property
@@ -108,8 +105,34 @@ class FeatureColumns:
     @property
     def features(self) -> tuple[str, ...]:
         """Every column to read of a frame, labels left out."""
-        optional = (self.history, self.user_vector, self.item_vector)
-        return (*self.ids, *self.scalars, *(name for name in optional if name is not None))
+        history = () if self.history is None else (self.history,)
+        return (*self.ids, *self.scalars, *history, *self.vector_ids)
+
+    @property
+    def vector_ids(self) -> tuple[str, ...]:
+        """The columns of all pairs of vectors."""
+        return tuple(column for pair in self.vectors for column in (pair.user, pair.item))
+
+
+def _pairs(columns: Iterable[str]) -> tuple[VectorPair, ...]:
+    """Pair `user_<name>_vector_id` with `item_<name>_vector_id`, in order of appearance."""
+    sides: dict[str, dict[str, str]] = {}
+    for column in columns:
+        found = VECTOR_ID.fullmatch(column)
+        if found is None:
+            raise ValueError(
+                f"feature roles: vector column {column!r} must be named `user_<name>_vector_id` or "
+                "`item_<name>_vector_id`, with one name for the user's and the item's vector of an embedding space."
+            )
+        side, name = found.groups()
+        sides.setdefault(name, {})[side] = column
+    for name, found_sides in sides.items():
+        if missing := {"user", "item"} - {*found_sides}:
+            raise ValueError(
+                f"feature roles: a ranker reads vectors in pairs, got {list(found_sides.values())} without "
+                f"`{missing.pop()}_{name}_vector_id`. Put both into the feature service, or neither."
+            )
+    return tuple(VectorPair(name, both["user"], both["item"]) for name, both in sides.items())
 
 
 class FeatureEncoder:
@@ -136,8 +159,7 @@ class FeatureEncoder:
             history=columns.history,
             history_length=history_length if columns.history else 0,
             item_attributes=tuple(item_attributes),
-            user_vector=columns.user_vector,
-            item_vector=columns.item_vector,
+            vectors=columns.vectors,
             vocabulary_digest=digest_of(self.vocabularies),
         )
 
@@ -226,12 +248,11 @@ class FeatureEncoder:
             clicked_N=clicked_N,
             converted_N=converted_N,
             item_attributes_IK=self.item_attributes_IK,
-            user_vectors=vectors.get(layout.user_vector) if layout.user_vector else None,
-            item_vectors=vectors.get(layout.item_vector) if layout.item_vector else None,
+            vectors=vectors,
         )
 
     def _matrices(self, matrices: Mapping[str, VectorMatrix]) -> dict[str, VectorMatrix]:
-        wanted = [name for name in (self.layout.user_vector, self.layout.item_vector) if name is not None]
+        wanted = self.columns.vector_ids
         if missing := [name for name in wanted if name not in matrices]:
             raise ValueError(f"encode: no vector matrix for {missing}. Got matrices for {sorted(matrices)}.")
         return {name: matrices[name] for name in wanted}
@@ -263,8 +284,7 @@ class FeatureEncoder:
                 scalars=layout.scalars,
                 scalar_roles=layout.scalar_roles,
                 history=layout.history,
-                user_vector=layout.user_vector,
-                item_vector=layout.item_vector,
+                vectors=layout.vectors,
             ),
             {name: Vocabulary(pl.read_parquet(folder / f"vocabulary_{name}.parquet")["id"]) for name in layout.ids},
             {name: attributes_IK[:, column] for column, name in enumerate(layout.item_attributes)},

@@ -17,10 +17,10 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker.batches import UNKNOWN_LABEL, EncodedExamples
+from ranker.batches import UNKNOWN_LABEL, EncodedExamples, VectorPair
 from ranker.losses import cross_entropy
 from ranker.ranker import CurveRow, FittedOn, Scores, TrainingCurve, Validate, Validation, Watch
-from ranker.tree_inputs import PrincipalAxes, TreeInputs
+from ranker.tree_inputs import PairAxes, PrincipalAxes, TreeInputs
 
 CTR_TREES, CVR_TREES, PRINCIPAL_AXES = "ctr_trees.txt", "cvr_trees.txt", "principal_axes.npz"
 
@@ -43,7 +43,7 @@ class GbdtSettings:
     column_share: float = 0.8
     """Of the inputs, drawn anew for each tree."""
     num_components: int = 8
-    """Principal components of the user's and of the item's vectors."""
+    """Principal components of the user's and of the item's vectors, for each pair."""
     seed: int = 0
     num_threads: int = 0
     """0 means every core; the trees are the same whatever it is."""
@@ -116,21 +116,18 @@ class GbdtRanker:
         self.ctr_trees.save_model(folder / CTR_TREES)
         if self.cvr_trees is not None:
             self.cvr_trees.save_model(folder / CVR_TREES)
-        if self.inputs.principal is not None:
-            user, item = self.inputs.principal
-            np.savez(
-                folder / PRINCIPAL_AXES,
-                user_mean=user.mean_V,
-                user_axes=user.axes_VP,
-                item_mean=item.mean_V,
-                item_axes=item.axes_VP,
-            )
+        axes = {
+            f"{pair.name}_{side}_{part}": array
+            for pair, pair_axes in zip(self.fitted_on.layout.vectors, self.inputs.principal, strict=True)
+            for side, side_axes in pair_axes._asdict().items()
+            for part, array in side_axes._asdict().items()
+        }
+        np.savez(folder / PRINCIPAL_AXES, **axes)
         description = {
             "kind": "gbdt",
             "settings": asdict(self.settings),
             "cvr_prior": self.cvr_prior,
             "has_cvr_trees": self.cvr_trees is not None,
-            "has_principal_axes": self.inputs.principal is not None,
             **self.fitted_on.as_dict(),
         }
         (folder / "ranker.json").write_text(json.dumps(description, indent=2))
@@ -145,14 +142,14 @@ class GbdtRanker:
         ranker.cvr_prior = description["cvr_prior"]
         if description["has_cvr_trees"]:
             ranker.cvr_trees = lgb.Booster(model_file=folder / CVR_TREES)
-        principal = None
-        if description["has_principal_axes"]:
-            with np.load(folder / PRINCIPAL_AXES) as axes:
-                principal = (
-                    PrincipalAxes(axes["user_mean"], axes["user_axes"]),
-                    PrincipalAxes(axes["item_mean"], axes["item_axes"]),
-                )
-        ranker.inputs = TreeInputs(ranker.fitted_on.layout, principal)
+        layout = ranker.fitted_on.layout
+        with np.load(folder / PRINCIPAL_AXES) as arrays:
+
+            def axes(pair: VectorPair, side: str) -> PrincipalAxes:
+                return PrincipalAxes(*(arrays[f"{pair.name}_{side}_{part}"] for part in PrincipalAxes._fields))
+
+            principal = [PairAxes(axes(pair, "user"), axes(pair, "item")) for pair in layout.vectors]
+        ranker.inputs = TreeInputs(layout, principal)
         return ranker
 
     def _fit_conversions(

@@ -48,6 +48,7 @@ class ScalarStatistics(NamedTuple):
     mean_S: Tensor
     """Of the known values, after compression."""
     deviation_S: Tensor
+    """Infinite where no value is known."""
     indicator_G: Tensor
     """One column out of each group that is missing in the same rows (all columns of a feature view, as a rule)."""
 
@@ -55,7 +56,7 @@ class ScalarStatistics(NamedTuple):
     def of(cls, scalars_NS: NDArray[np.float32], roles: Sequence[str]) -> "ScalarStatistics":
         """Measure the training rows (evenly spread ones, if there are very many)."""
         sample_NS = scalars_NS[:: max(1, len(scalars_NS) // STATISTICS_ROWS)]
-        mean_S, deviation_S = np.zeros(len(roles)), np.ones(len(roles))
+        mean_S, deviation_S = np.zeros(len(roles)), np.full(len(roles), np.inf)
         groups: dict[bytes, int] = {}
         for column, role in enumerate(roles):
             known_N = ~np.isnan(sample_NS[:, column])
@@ -77,6 +78,8 @@ class ScalarStatistics(NamedTuple):
 class ScalarInputs(nn.Module):
     """Raw scalars to network inputs: log1p for counts, standardised on train, missing = mean plus an indicator.
 
+    A column that no training row knows stays missing: its weights have learnt nothing, and a feature that only exists
+    from some day after the training rows on must not add noise.
     The statistics are buffers: they are saved and exported with the network, so serving sends raw values.
     """
 
@@ -95,7 +98,7 @@ class ScalarInputs(nn.Module):
 
     def forward(self, scalars_BS: Tensor) -> Tensor:
         """`[B, S + G]`, finite."""
-        missing_BS = scalars_BS.isnan()
+        missing_BS = scalars_BS.isnan() | self.deviation_S.isinf()
         compressed_BS = torch.where(self.compressed_S, scalars_BS.sign() * scalars_BS.abs().log1p(), scalars_BS)
         standard_BS = ((compressed_BS - self.mean_S) / self.deviation_S).clamp(-SCALAR_LIMIT, SCALAR_LIMIT)
         missing_BG = missing_BS[:, self.indicator_G].to(scalars_BS.dtype)

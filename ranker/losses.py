@@ -6,7 +6,9 @@
 The weight 0.1 is our proposal; LEARN does not say.
 
 A conversion that is not known yet is left out of the conversion losses, never counted as "no".
-    B batch   N examples
+With several pairs of vectors L_aux is the mean of their losses, each over the impressions for which one of its
+vectors at least is known: a pair may exist from some day on only, and before it there is nothing to learn [NF->P].
+    B batch   N examples   A pairs of vectors
 """
 
 from typing import Literal
@@ -49,18 +51,23 @@ def conversion_loss(logits: Logits, batch: Batch) -> Tensor:
 
 
 def auxiliary_loss(logits: Logits, batch: Batch, label: AuxiliaryLabel) -> Tensor:
-    """Mean BCE of the auxiliary logit, over every impression whose label is known."""
-    assert logits.auxiliary_B is not None, "only a network with an auxiliary network has this loss"
-    if label == "clicked":
-        return functional.binary_cross_entropy_with_logits(logits.auxiliary_B, batch.clicked_B)
-    loss_B = functional.binary_cross_entropy_with_logits(logits.auxiliary_B, batch.converted_B, reduction="none")
-    return _masked_mean(loss_B, batch.converted_known_B)
+    """Mean over the pairs of the mean BCE of their logit, over impressions with a known label and a known vector.
+
+    A pair without such an impression in the batch counts as 0 and trains nothing.
+    """
+    assert logits.auxiliary is not None, "only a network with auxiliary networks has this loss"
+    logit_AB, counted_AB = logits.auxiliary
+    label_B = batch.clicked_B
+    if label == "converted":
+        label_B, counted_AB = batch.converted_B, counted_AB & batch.converted_known_B
+    loss_AB = functional.binary_cross_entropy_with_logits(logit_AB, label_B.expand_as(logit_AB), reduction="none")
+    return _masked_mean(loss_AB, counted_AB).mean()
 
 
 def ranker_loss(logits: Logits, batch: Batch, *, auxiliary_label: AuxiliaryLabel, auxiliary_weight: float) -> Tensor:
     """All losses of one batch, a scalar."""
     loss = click_loss(logits, batch) + conversion_loss(logits, batch)
-    if logits.auxiliary_B is not None:
+    if logits.auxiliary is not None:
         loss = loss + auxiliary_weight * auxiliary_loss(logits, batch, auxiliary_label)
     return loss
 
@@ -80,8 +87,9 @@ def log_loss(scores: Scores, clicked_N: NDArray[np.bool_], converted_N: NDArray[
     return loss
 
 
-def _masked_mean(loss_B: Tensor, known_B: Tensor) -> Tensor:
-    return torch.where(known_B, loss_B, 0.0).sum() / known_B.sum().clamp(min=1)
+def _masked_mean(loss_XB: Tensor, known_XB: Tensor) -> Tensor:
+    """Mean over the last axis; 0 where nothing is known."""
+    return torch.where(known_XB, loss_XB, 0.0).sum(dim=-1) / known_XB.sum(dim=-1).clamp(min=1)
 
 
 def cross_entropy(probability_N: NDArray[np.float64], label_N: NDArray[np.bool_]) -> float:

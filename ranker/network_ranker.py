@@ -1,15 +1,16 @@
-"""The torch ranker: ID network, optionally with LEARN's auxiliary network, and ESMM heads."""
+"""The torch ranker: ID network, optionally with LEARN's auxiliary networks, and ESMM heads."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 
 from ranker.auxiliary import AuxiliaryNetwork
-from ranker.batches import Batch, EncodedExamples, ExampleLayout, batch_of, slices
+from ranker.batches import Batch, EncodedExamples, ExampleLayout, VectorPair, batch_of, slices
 from ranker.ctr_cvr import CtrCvrNetwork, Logits
 from ranker.fit import FitSettings, fit_network, make_accelerator
 from ranker.id_network import IdNetwork, ScalarStatistics
@@ -24,7 +25,7 @@ class NetworkSettings:
     """What is built, beside what the examples decide."""
 
     auxiliary: Literal["none", "detached", "joint"] = "none"
-    """LEARN's auxiliary network: absent, trained by its own loss only, or by the ranker's too."""
+    """LEARN's auxiliary networks, one a pair of vectors: absent, trained by their own loss only, or jointly."""
     auxiliary_label: AuxiliaryLabel = "converted"
     """What the auxiliary loss is about; a log without conversions needs `clicked`."""
     embedding_dim: int = 16
@@ -32,7 +33,7 @@ class NetworkSettings:
     hidden: tuple[int, ...] = (128, 64)
     attention_hidden: int = 32
     projected_dim: int = 32
-    """Of the content vectors, before the crosses."""
+    """Of vectors wider than 64, before the crosses."""
     dropout: float = 0.1
     id_dropout: float = 0.1
     """Share of training rows whose user or item reads as unknown."""
@@ -82,7 +83,7 @@ class NetworkRanker:
                 train.layout,
                 ScalarStatistics.of(train.scalars_NS, train.layout.scalar_roles),
                 torch.from_numpy(train.item_attributes_IK),
-                _vector_dim(train),
+                [_pair_inputs(train, pair) for pair in train.layout.vectors],
             )
             return fit_network(
                 self.network,
@@ -136,31 +137,36 @@ class NetworkRanker:
         ranker.fitted_on = FittedOn.from_dict(description)
         weights = torch.load(folder / "network.pt", weights_only=True)
         statistics = ScalarStatistics(*(weights[f"id_network.scalars.{name}"] for name in ScalarStatistics._fields))
-        missing_V = weights.get("auxiliary.missing_user_V")
-        ranker.network = _build(
-            ranker.settings,
-            ranker.fitted_on.layout,
-            statistics,
-            weights["id_network.item_attributes_IK"],
-            None if missing_V is None else len(missing_V),
-        )
+        layout, pairs = ranker.fitted_on.layout, []
+        if settings.auxiliary != "none":
+            names = [f"auxiliaries.{number}" for number in range(len(layout.vectors))]
+            pairs = [
+                PairInputs(len(weights[f"{each}.missing_user_V"]), *weights[f"{each}.seen_2"].tolist())
+                for each in names
+            ]
+        ranker.network = _build(ranker.settings, layout, statistics, weights["id_network.item_attributes_IK"], pairs)
         ranker.network.load_state_dict(weights)
         ranker.network.eval()
         return ranker
 
 
-def _vector_dim(examples: EncodedExamples) -> int | None:
-    """Width of the content vectors, None where the examples have none."""
-    user, item = examples.user_vectors, examples.item_vectors
-    if user is None or item is None:
-        return None
-    user_dim, item_dim = user.table_MV.shape[1], item.table_MV.shape[1]
-    if user_dim != item_dim:
+class PairInputs(NamedTuple):
+    """What the training rows say of one pair of vectors."""
+
+    width: int
+    user_seen: bool
+    item_seen: bool
+
+
+def _pair_inputs(train: EncodedExamples, pair: VectorPair) -> PairInputs:
+    user, item = train.vectors[pair.user], train.vectors[pair.item]
+    width, item_width = user.table_MV.shape[1], item.table_MV.shape[1]
+    if width != item_width:
         raise ValueError(
-            f"fit: {examples.layout.user_vector} is {user_dim} wide and {examples.layout.item_vector} {item_dim}. "
+            f"fit: {pair.user} is {width} wide and {pair.item} {item_width}. "
             "The auxiliary network multiplies them: both must come from one embedding space."
         )
-    return user_dim
+    return PairInputs(width, bool((user.rows_N >= 0).any()), bool((item.rows_N >= 0).any()))
 
 
 def _build(
@@ -168,26 +174,31 @@ def _build(
     layout: ExampleLayout,
     statistics: ScalarStatistics,
     item_attributes_IK: torch.Tensor,
-    vector_dim: int | None,
+    pairs: Sequence[PairInputs],
 ) -> CtrCvrNetwork:
-    auxiliary = None
+    auxiliaries: list[AuxiliaryNetwork] = []
     if settings.auxiliary != "none":
-        if vector_dim is None:
+        if not pairs:
             raise ValueError(
-                f"fit: the auxiliary network reads a user vector and an item vector, got {layout.user_vector!r} and "
-                f"{layout.item_vector!r}. Name a feature service that has both, or set auxiliary to `none`."
+                "fit: the auxiliary network reads a user vector and an item vector, and the examples have none. "
+                "Name a feature service that has both, or set auxiliary to `none`."
             )
-        auxiliary = AuxiliaryNetwork(
-            vector_dim,
-            projected_dim=settings.projected_dim,
-            detach=settings.auxiliary == "detached",
-            modality_dropout=settings.modality_dropout,
-        )
+        auxiliaries = [
+            AuxiliaryNetwork(
+                pair.width,
+                projected_dim=settings.projected_dim,
+                detach=settings.auxiliary == "detached",
+                modality_dropout=settings.modality_dropout,
+                user_seen=pair.user_seen,
+                item_seen=pair.item_seen,
+            )
+            for pair in pairs
+        ]
     id_network = IdNetwork(
         layout,
         statistics,
         item_attributes_IK,
-        extra_width=auxiliary.width if auxiliary is not None else 0,
+        extra_width=sum(each.width for each in auxiliaries),
         embedding_dim=settings.embedding_dim,
         cross_layers=settings.cross_layers,
         hidden=settings.hidden,
@@ -195,4 +206,4 @@ def _build(
         dropout=settings.dropout,
         id_dropout=settings.id_dropout,
     )
-    return CtrCvrNetwork(id_network, auxiliary, dropout=settings.dropout)
+    return CtrCvrNetwork(id_network, auxiliaries, dropout=settings.dropout)

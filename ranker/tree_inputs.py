@@ -6,19 +6,28 @@ user, item id  not at all: a tree learns thousands of rare categories by heart; 
                could use of them
 history        its length, how often the candidate is in it, and for each attribute of the candidate (category,
                brand) how many history items share it, and their share
-vectors        cosine(user, item) and the first principal components of each: a tree cannot multiply two 384-wide
-               vectors coordinate by coordinate
+vectors        of each pair cosine(user, item) and the first principal components of both: a tree cannot multiply two
+               384-wide vectors coordinate by coordinate
 
 N examples   B rows at once   L history length   K item attributes   V vector width   P components   Z tree inputs
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker.batches import ITEM, OUT_OF_VOCABULARY, PADDING, EncodedExamples, ExampleLayout, VectorColumn, slices
+from ranker.batches import (
+    ITEM,
+    OUT_OF_VOCABULARY,
+    PADDING,
+    EncodedExamples,
+    ExampleLayout,
+    VectorColumn,
+    VectorPair,
+    slices,
+)
 
 ROWS_AT_ONCE = 65_536
 MAX_VECTORS = 20_000
@@ -48,36 +57,44 @@ class PrincipalAxes(NamedTuple):
         return np.where(known_B[:, None], (vectors_BV - self.mean_V) @ self.axes_VP, np.nan).astype(np.float32)
 
 
+class PairAxes(NamedTuple):
+    """Principal axes of both sides of a pair of vectors."""
+
+    user: PrincipalAxes
+    item: PrincipalAxes
+
+
 class TreeInputs:
     """Makes the matrix, always with the same columns.
 
     Args:
         layout: the columns of the examples.
-        principal: axes of the user's and of the item's vectors; None where the examples have no pair of vectors.
+        principal: axes of each pair of vectors of the layout, in its order.
     """
 
-    def __init__(self, layout: ExampleLayout, principal: tuple[PrincipalAxes, PrincipalAxes] | None) -> None:
+    def __init__(self, layout: ExampleLayout, principal: Sequence[PairAxes]) -> None:
         self.layout = layout
-        self.principal = principal
+        self.principal = tuple(principal)
         self.categoricals = list(layout.ids[ITEM + 1 :])
         names = [*layout.scalars, *self.categoricals]
         if layout.history is not None:
             names += ["history_length", "history_same_item"]
             for name in layout.item_attributes:
                 names += [f"history_same_{name}", f"history_same_{name}_share"]
-        if principal is not None:
-            names += ["cosine"]
-            for side, axes in zip(("user", "item"), principal, strict=True):
-                names += [f"{side}_component_{number}" for number in range(axes.axes_VP.shape[1])]
+        for pair, pair_axes in zip(layout.vectors, self.principal, strict=True):
+            names.append(f"{pair.name}_cosine")
+            for side, axes in pair_axes._asdict().items():
+                names += [f"{pair.name}_{side}_component_{number}" for number in range(axes.axes_VP.shape[1])]
         self.names = names
 
     @classmethod
     def fit(cls, train: EncodedExamples, num_components: int) -> Self:
-        """Fit the principal axes of the training rows' vectors, if they have any."""
-        user, item = train.user_vectors, train.item_vectors
-        if user is None or item is None:
-            return cls(train.layout, None)
-        return cls(train.layout, (PrincipalAxes.of(user, num_components), PrincipalAxes.of(item, num_components)))
+        """Fit the principal axes of the training rows' vectors."""
+
+        def axes(column: str) -> PrincipalAxes:
+            return PrincipalAxes.of(train.vectors[column], num_components)
+
+        return cls(train.layout, [PairAxes(axes(pair.user), axes(pair.item)) for pair in train.layout.vectors])
 
     def matrix(self, examples: EncodedExamples) -> NDArray[np.float32]:
         """`[N, Z]`, columns as in `names`."""
@@ -96,18 +113,8 @@ class TreeInputs:
         yield np.where(categoricals == PADDING, np.nan, categoricals)
         if self.layout.history is not None:
             yield self._history(examples, rows)
-        if self.principal is not None:
-            assert examples.user_vectors is not None, "the ranker checked the layout"
-            assert examples.item_vectors is not None, "the ranker checked the layout"
-            user_BV, user_known_B = examples.user_vectors.gather(rows)
-            item_BV, item_known_B = examples.item_vectors.gather(rows)
-            length_B = np.linalg.norm(user_BV, axis=1) * np.linalg.norm(item_BV, axis=1)
-            both_B = user_known_B & item_known_B & (length_B > 0)
-            cosine_B = np.full(len(user_BV), np.nan, dtype=np.float32)
-            cosine_B[both_B] = np.einsum("bv,bv->b", user_BV[both_B], item_BV[both_B]) / length_B[both_B]
-            yield cosine_B[:, None]
-            yield self.principal[0].components(user_BV, user_known_B)
-            yield self.principal[1].components(item_BV, item_known_B)
+        for pair, axes in zip(self.layout.vectors, self.principal, strict=True):
+            yield from _vectors(examples, rows, pair, axes)
 
     def _history(self, examples: EncodedExamples, rows: slice) -> NDArray[np.float32]:
         """What the history says of the candidate, `[B, 2 + 2K]`; NaN where the candidate's own value is unknown."""
@@ -124,3 +131,16 @@ class TreeInputs:
             count_B = matches(ids_BF[:, self.layout.ids.index(name)], values_BL)
             columns += [count_B, count_B / np.maximum(length_B, 1)]
         return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _vectors(examples: EncodedExamples, rows: slice, pair: VectorPair, axes: PairAxes) -> Iterator[NDArray[np.float32]]:
+    """The cosine `[B, 1]`, NaN where either vector is missing; then the components of both sides `[B, P]`."""
+    user_BV, user_known_B = examples.vectors[pair.user].gather(rows)
+    item_BV, item_known_B = examples.vectors[pair.item].gather(rows)
+    length_B = np.linalg.norm(user_BV, axis=1) * np.linalg.norm(item_BV, axis=1)
+    both_B = user_known_B & item_known_B & (length_B > 0)
+    cosine_B = np.full(len(user_BV), np.nan, dtype=np.float32)
+    cosine_B[both_B] = np.einsum("bv,bv->b", user_BV[both_B], item_BV[both_B]) / length_B[both_B]
+    yield cosine_B[:, None]
+    yield axes.user.components(user_BV, user_known_B)
+    yield axes.item.components(item_BV, item_known_B)

@@ -28,12 +28,15 @@ BASE_ROLES = {
     "history_timestamps": "timestamps",
 }
 VECTORS = {"item_content_vector_id": "item_content", "user_content_vector_id": "user_content"}
+LEARN_VECTORS = {"item_learn_vector_id": "item_learn", "user_learn_vector_id": "user_interest_learn"}
+CONTENT_ROLES = {**BASE_ROLES, **dict.fromkeys(VECTORS, "vector_id")}
 METADATA = {
     "services": {
         "ranker_base_v1": BASE_ROLES,
-        "ranker_content_v1": {**BASE_ROLES, **dict.fromkeys(VECTORS, "vector_id")},
+        "ranker_content_v1": CONTENT_ROLES,
+        "ranker_learn_v1": {**CONTENT_ROLES, **dict.fromkeys(LEARN_VECTORS, "vector_id")},
     },
-    "vectors": VECTORS,
+    "vectors": VECTORS | LEARN_VECTORS,
 }
 START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
 QUICK = {"passes": 1, "evaluations_per_pass": 1, "batch_size": 128, "num_rounds": 20, "history_length": 4}
@@ -72,6 +75,9 @@ def draw_examples(rows: int = 900, *, seed: int = 0, with_conversions: bool = Tr
             ),
             "item_content_vector_id": pl.Series(item, dtype=pl.Int64),
             "user_content_vector_id": pl.Series(user, dtype=pl.Int64),
+            # LEARN's model was trained on the log up to row 300
+            "item_learn_vector_id": pl.Series([one if row >= 300 else None for row, one in enumerate(item)]),
+            "user_learn_vector_id": pl.Series([one if row >= 300 else None for row, one in enumerate(user)]),
         }
     ).with_columns(
         converted=pl.when(pl.col("impression_id") != "m899").then("converted"),
@@ -89,14 +95,51 @@ def fill(lake: Lake, examples: pl.DataFrame | None = None, metadata: dict[str, A
         rows = ids.with_columns(segment.alias(f"{key}_segment"), num_interactions=pl.lit(0, dtype=pl.Int64))
         lake.write(schema, rows.filter(pl.col(f"{key}_id") != f"{key[0]}3"))
     rng = np.random.default_rng(1)
-    for name, count in (("item_content", 20), ("user_content", 30)):
-        vectors = rng.normal(size=(count, 6)).astype(np.float32)
+    for name, count, width in (
+        ("item_content", 20, 6),
+        ("user_content", 30, 6),
+        ("item_learn", 20, 4),
+        ("user_interest_learn", 30, 4),
+    ):
+        vectors = rng.normal(size=(count, width)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        lake.write_matrix(name, np.arange(count), vectors, {"model_id": "topics"})
+        lake.write_matrix(name, np.arange(count), vectors, {"model_id": f"{width} topics"})
 
 
 def config(**changed: Any) -> Config:
     return Config.model_validate({**QUICK, "rankers": ["base", "content", "gbdt_base", "gbdt_content"], **changed})
+
+
+def test_the_default_rankers_are_presets_and_run_on_a_lake_with_learn(
+    lake: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(lake)
+    caplog.set_level(logging.INFO)
+    train_ranker.run(lake, Config.model_validate(QUICK))
+    described = lake.manifest(RankerPredictions).metadata["rankers"]
+    assert set(described) == {"base", "content", "learn", "gbdt_base", "gbdt_learn"}
+    assert {name: one["service"] for name, one in described.items() if "learn" in name} == {
+        "learn": "ranker_learn_v1",
+        "gbdt_learn": "ranker_learn_v1",
+    }
+    assert "ranker_content_v1: both content vectors are known in" in caplog.text
+    assert "ranker_learn_v1: both learn vectors are known in 50% of train, 100% of validation, 100% of" in caplog.text
+    assert lake.read(RankerPredictions).select("p_ctr", "p_cvr").to_numpy().all()
+
+
+def test_vectors_that_no_training_row_has_are_named_and_change_nothing(
+    lake: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = draw_examples().with_columns(
+        pl.when(pl.col("split") == "test").then(pl.col("item_learn_vector_id", "user_learn_vector_id"))
+    )
+    fill(lake, late)
+    train_ranker.run(lake, config(rankers=["learn", "gbdt_learn"]))
+    assert "no training row has a vector of ['user_learn_vector_id', 'item_learn_vector_id']" in caplog.text
+    scores = lake.read(RankerPredictions).select("p_ctr", "p_cvr")
+    fill(lake, late.with_columns(pl.lit(None, dtype=pl.Int64).alias(name) for name in LEARN_VECTORS))
+    train_ranker.run(lake, config(rankers=["learn", "gbdt_learn"]))
+    assert lake.read(RankerPredictions).select("p_ctr", "p_cvr").equals(scores)
 
 
 def test_every_ranker_and_seed_scores_every_test_impression_once(lake: Lake) -> None:
@@ -196,10 +239,10 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(
 
 def test_a_checkpoint_scores_by_itself(lake: Lake) -> None:
     fill(lake)
-    train_ranker.run(lake, config(rankers=["content"]))
-    folder = lake.folder("models") / "content" / "0"
+    train_ranker.run(lake, config(rankers=["learn"]))
+    folder = lake.folder("models") / "learn" / "0"
     encoder, ranker = FeatureEncoder.load(folder), NetworkRanker.load(folder)
-    matrices = {column: lake.open_matrix(name) for column, name in VECTORS.items()}
+    matrices = {column: lake.open_matrix(name) for column, name in (VECTORS | LEARN_VECTORS).items()}
     test = lake.read(TrainingExamples).filter(pl.col("split") == "test")
     scores = ranker.predict(encoder.encode(test, matrices))
     np.testing.assert_array_equal(scores.p_ctr, lake.read(RankerPredictions)["p_ctr"].to_numpy())
@@ -237,13 +280,16 @@ def test_a_log_without_conversions_trains_on_clicks_and_gives_no_p_cvr(
     assert described["settings"]["auxiliary_label"] == "clicked"
 
 
-def test_vectors_of_another_encoder_mean_training_again(lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["item_content", "user_interest_learn"])
+def test_vectors_of_another_encoder_mean_training_again(
+    lake: Lake, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(lake)
-    train_ranker.run(lake, config(rankers=["gbdt_content"]))
-    matrix = lake.open_matrix("item_content")
-    lake.write_matrix("item_content", matrix.ids, np.array(matrix.vectors), {"model_id": "another"})
+    train_ranker.run(lake, config(rankers=["gbdt_learn"]))
+    matrix = lake.open_matrix(name)
+    lake.write_matrix(name, matrix.ids, np.array(matrix.vectors), {"model_id": "another"})
     caplog.set_level(logging.INFO)
-    train_ranker.run(lake, config(rankers=["gbdt_content"]))
+    train_ranker.run(lake, config(rankers=["gbdt_learn"]))
     assert "already trained" not in caplog.text
 
 
@@ -251,6 +297,27 @@ def test_a_service_the_training_set_does_not_have_is_named(lake: Lake) -> None:
     fill(lake, metadata={**METADATA, "services": {"ranker_base_v1": BASE_ROLES}})
     with pytest.raises(ValueError, match=r"no features of \{'content': 'ranker_content_v1'\}.*\['ranker_base_v1'\]"):
         train_ranker.run(lake, config(rankers=["content"]))
+    with pytest.raises(
+        ValueError, match=r"`services` of \[build_training_set\].*leave \['learn', 'gbdt_learn'\] out of"
+    ):
+        train_ranker.run(lake, config(rankers=["base", "learn", "gbdt_learn"]))
+
+
+def test_what_another_version_left_in_the_folder_is_trained_anew(lake: Lake) -> None:
+    fill(lake)
+    train_ranker.run(lake, config(rankers=["learn"]))
+    expected = lake.read(RankerPredictions)
+    folder = lake.folder("models") / "learn" / "0"
+    finished = json.loads((folder / "run.json").read_text())
+    torch.save(
+        {"identity": {**finished["identity"], "inputs": "of another layout"}, "state": {}}, folder / "unfinished.pt"
+    )
+    finished["identity"]["inputs"] = "of another layout"
+    (folder / "run.json").write_text(json.dumps(finished))
+    (folder / "ranker.json").write_text("{}")
+    train_ranker.run(lake, config(rankers=["learn"]))
+    assert lake.read(RankerPredictions).equals(expected)
+    assert not (folder / "unfinished.pt").exists()
 
 
 def test_a_promised_column_that_is_missing_is_named(lake: Lake) -> None:

@@ -1,12 +1,22 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ranker.batches import EncodedExamples, ExampleLayout, ShuffledPasses, VectorColumn, batch_of, slices
+from ranker.batches import (
+    EncodedExamples,
+    ExampleLayout,
+    ShuffledPasses,
+    VectorColumn,
+    VectorPair,
+    batch_of,
+    slices,
+)
 
 CPU = torch.device("cpu")
+USER_ROWS = VectorColumn(np.array([-1, 1, -1, 0], dtype=np.int32), np.eye(2, dtype=np.float32), {"model_id": "users"})
 
 
 def make_examples(vectors: VectorColumn | None = None) -> EncodedExamples:
@@ -18,8 +28,7 @@ def make_examples(vectors: VectorColumn | None = None) -> EncodedExamples:
         history="history",
         history_length=4,
         item_attributes=(),
-        user_vector=None,
-        item_vector="item_vector_id" if vectors else None,
+        vectors=(VectorPair("learn", "user_learn_vector_id", "item_learn_vector_id"),) if vectors else (),
         vocabulary_digest="d",
     )
     return EncodedExamples(
@@ -30,7 +39,7 @@ def make_examples(vectors: VectorColumn | None = None) -> EncodedExamples:
         clicked_N=np.array([True, False, True, True]),
         converted_N=np.array([1, 0, -1, 0], dtype=np.int8),
         item_attributes_IK=np.zeros((9, 0), dtype=np.int32),
-        item_vectors=vectors,
+        vectors={"user_learn_vector_id": USER_ROWS, "item_learn_vector_id": vectors} if vectors else {},
     )
 
 
@@ -69,11 +78,12 @@ def test_vectors_are_gathered_by_row_from_a_memory_mapped_matrix(tmp_path: Path)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     column = VectorColumn(np.array([3, -1, 0, 3], dtype=np.int32), mapped, {})
     batch = batch_of(make_examples(column), np.array([3, 1, 0]), CPU)
-    assert batch.item_vector_BV is not None
-    assert batch.item_known_B is not None
-    assert batch.item_vector_BV.tolist() == [[9, 10, 11], [0, 0, 0], [9, 10, 11]]
-    assert batch.item_known_B.tolist() == [True, False, True]
-    assert batch.user_vector_BV is None
+    (pair,) = batch.vectors
+    assert pair.item_BV.tolist() == [[9, 10, 11], [0, 0, 0], [9, 10, 11]]
+    assert pair.item_known_B.tolist() == [True, False, True]
+    assert pair.user_BV.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert pair.user_known_B.tolist() == [True, True, False]
+    assert batch_of(make_examples(), slice(0, 4), CPU).vectors == ()
 
 
 def test_a_batch_without_any_vector_is_all_missing() -> None:
@@ -87,15 +97,24 @@ def test_taken_examples_keep_their_tables() -> None:
     column = VectorColumn(np.array([0, 1, 2, 3], dtype=np.int32), np.eye(4, dtype=np.float32), {"model_id": "m"})
     taken = make_examples(column).take(np.array([2, 0]))
     assert taken.ids_NF.tolist() == [[6, 7], [2, 3]]
-    assert taken.item_vectors is not None
-    assert taken.item_vectors.rows_N.tolist() == [2, 0]
-    assert taken.item_vectors.table_MV is column.table_MV
+    item = taken.vectors["item_learn_vector_id"]
+    assert item.rows_N.tolist() == [2, 0]
+    assert item.table_MV is column.table_MV
+    assert taken.vectors["user_learn_vector_id"].rows_N.tolist() == [-1, -1]
     assert len(taken.item_attributes_IK) == 9
 
 
-def test_a_layout_survives_json() -> None:
-    layout = make_examples().layout
-    assert ExampleLayout.from_dict(layout.as_dict()) == layout
+@pytest.mark.parametrize("column", [None, USER_ROWS])
+def test_a_layout_survives_json(column: VectorColumn | None) -> None:
+    layout = make_examples(column).layout
+    assert ExampleLayout.from_dict(json.loads(json.dumps(layout.as_dict()))) == layout
+
+
+def test_a_layout_of_another_version_is_refused_by_name() -> None:
+    old = {**make_examples().layout.as_dict(), "user_vector": None}
+    del old["vectors"]
+    with pytest.raises(ValueError, match=r"differing: \['user_vector', 'vectors'\].*train the ranker again"):
+        ExampleLayout.from_dict(old)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (3, [3]), (5, [3, 2])])

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from ranker.batches import VectorPair
 from ranker.feature_columns import FeatureColumns, FeatureEncoder
 
 ROLES = {
@@ -64,7 +65,7 @@ def test_features_are_sorted_by_role() -> None:
     assert columns.ids == ("user_id", "item_id", "category", "brand")
     assert columns.scalars == ("num_clicks_7d", "ctr_7d")
     assert columns.scalar_roles == ("count", "rate")
-    assert (columns.user_vector, columns.item_vector) == ("user_content_vector_id", "item_content_vector_id")
+    assert columns.vectors == (VectorPair("content", "user_content_vector_id", "item_content_vector_id"),)
     assert "history_timestamps" not in columns.features
 
 
@@ -73,13 +74,41 @@ def test_features_are_sorted_by_role() -> None:
     [
         ({"shoe": "size"}, "'shoe': 'size'"),
         ({"other_item_ids": "history"}, "one history.*history_item_ids.*other_item_ids"),
-        ({"item_learn_vector_id": "vector_id"}, "one item vector.*item_learn_vector_id"),
-        ({"learn_vector_id": "vector_id"}, "learn_vector_id.*must begin"),
+        ({"item_learn_vector_id": "vector_id"}, r"\['item_learn_vector_id'\] without `user_learn_vector_id`"),
+        ({"user_learn_vector_id": "vector_id"}, r"\['user_learn_vector_id'\] without `item_learn_vector_id`"),
+        ({"learn_vector_id": "vector_id"}, "'learn_vector_id' must be named"),
+        ({"user_vector_id": "vector_id"}, "'user_vector_id' must be named"),
     ],
 )
 def test_roles_that_no_ranker_can_read_are_refused(more: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeatureColumns.from_roles({**ROLES, **more})
+
+
+def test_vectors_of_one_name_are_a_pair_in_order_of_appearance() -> None:
+    names = ("item_learn_vector_id", "user_content_vector_id", "user_learn_vector_id", "item_content_vector_id")
+    columns = FeatureColumns.from_roles(dict.fromkeys(names, "vector_id"))
+    assert [pair.name for pair in columns.vectors] == ["learn", "content"]
+    assert columns.vectors[0] == VectorPair("learn", "user_learn_vector_id", "item_learn_vector_id")
+    assert columns.features[-4:] == columns.vector_ids == (*names[2::-2], *names[1::2])
+
+
+def test_each_pair_is_gathered_from_its_own_matrices() -> None:
+    learn = {"user_learn_vector_id": "vector_id", "item_learn_vector_id": "vector_id"}
+    both = frame().with_columns(user_learn_vector_id=pl.lit(300), item_learn_vector_id=pl.Series([None, 200, 1, 2, 3]))
+    other = Matrix(np.zeros((3, 5), np.float32), {"model_id": "zeros"})
+    encoder = FeatureEncoder.fit(FeatureColumns.from_roles(ROLES | learn), both.lazy(), min_count=1)
+    examples = encoder.encode(both, {**MATRICES, **dict.fromkeys(learn, other)})
+    assert examples.vectors["item_content_vector_id"].rows_N.tolist() == [0, -1, 2, -1, 1]
+    assert examples.vectors["item_learn_vector_id"].rows_N.tolist() == [-1, 1, -1, -1, -1]
+    assert examples.vectors["user_learn_vector_id"].rows_N.tolist() == [2] * 5
+    assert examples.vectors["user_learn_vector_id"].table_MV is other.vectors
+    assert examples.vector_fingerprints == {
+        **{name: {"model_id": "eye"} for name in MATRICES},
+        **{name: {"model_id": "zeros"} for name in learn},
+    }
+    with pytest.raises(ValueError, match="no vector matrix for \\['item_learn_vector_id'\\]"):
+        encoder.encode(both, {**MATRICES, "user_learn_vector_id": other})
 
 
 def test_frequent_ids_come_first_and_ties_by_name(encoder: FeatureEncoder) -> None:
@@ -126,8 +155,7 @@ def test_labels_that_are_not_known_yet_read_minus_one(encoder: FeatureEncoder) -
 
 def test_vectors_are_rows_of_a_matrix_and_minus_one_where_missing(encoder: FeatureEncoder) -> None:
     examples = encoder.encode(frame(), MATRICES)
-    assert examples.item_vectors is not None
-    assert examples.item_vectors.rows_N.tolist() == [0, -1, 2, -1, 1]
+    assert examples.vectors["item_content_vector_id"].rows_N.tolist() == [0, -1, 2, -1, 1]
     assert examples.vector_fingerprints == {name: {"model_id": "eye"} for name in MATRICES}
 
 
@@ -143,9 +171,8 @@ def test_chunks_encode_as_the_whole_frame_does(encoder: FeatureEncoder) -> None:
     chunked = encoder.encode_chunks([frame()[:2], frame()[2:2], frame()[2:]], 5, MATRICES)
     for name in ("ids_NF", "scalars_NS", "history_NL", "clicked_N", "converted_N"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(chunked, name))
-    assert whole.user_vectors is not None
-    assert chunked.user_vectors is not None
-    np.testing.assert_array_equal(whole.user_vectors.rows_N, chunked.user_vectors.rows_N)
+    for name in MATRICES:
+        np.testing.assert_array_equal(whole.vectors[name].rows_N, chunked.vectors[name].rows_N)
 
 
 @pytest.mark.parametrize("num_rows", [4, 6])

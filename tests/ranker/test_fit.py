@@ -42,8 +42,7 @@ def make_examples(rows: int, seed: int = 0) -> EncodedExamples:
         history="history",
         history_length=3,
         item_attributes=(),
-        user_vector=None,
-        item_vector=None,
+        vectors=(),
         vocabulary_digest="d",
     )
     return EncodedExamples(

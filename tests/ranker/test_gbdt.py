@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ranker.batches import EncodedExamples, ExampleLayout, VectorColumn
+from ranker.batches import EncodedExamples, ExampleLayout, VectorColumn, VectorPair
 from ranker.gbdt import GbdtRanker, GbdtSettings
 from ranker.losses import log_loss
 from ranker.ranker import Scores, Validate, Validation
@@ -12,7 +12,7 @@ SETTINGS = GbdtSettings(num_rounds=60, rounds_per_evaluation=10, patience=2, min
 
 
 def make_examples(
-    rows: int = 400, *, converted: NDArray[np.int8] | None = None, vectors: bool = False, seed: int = 0
+    rows: int = 400, *, converted: NDArray[np.int8] | None = None, pairs: tuple[str, ...] = (), seed: int = 0
 ) -> EncodedExamples:
     rng = np.random.default_rng(seed)
     layout = ExampleLayout(
@@ -23,15 +23,14 @@ def make_examples(
         history="history",
         history_length=4,
         item_attributes=("category",),
-        user_vector="user_vector_id" if vectors else None,
-        item_vector="item_vector_id" if vectors else None,
+        vectors=tuple(VectorPair(name, f"user_{name}_vector_id", f"item_{name}_vector_id") for name in pairs),
         vocabulary_digest="d",
     )
     scalars_NS = rng.normal(size=(rows, 1)).astype(np.float32)
     clicked_N = rng.random(rows) < 1 / (1 + np.exp(-2 * scalars_NS[:, 0]))
-    table_MV = rng.normal(size=(10, 6)).astype(np.float32)
+    tables = {name: rng.normal(size=(10, 6 + 2 * number)).astype(np.float32) for number, name in enumerate(pairs)}
 
-    def column() -> VectorColumn:
+    def column(table_MV: NDArray[np.float32]) -> VectorColumn:
         return VectorColumn(rng.integers(-1, 10, rows).astype(np.int32), table_MV, {"model_id": "m"})
 
     return EncodedExamples(
@@ -42,8 +41,7 @@ def make_examples(
         clicked_N=clicked_N,
         converted_N=(clicked_N & (rng.random(rows) < 0.4)).astype(np.int8) if converted is None else converted,
         item_attributes_IK=np.array([0, 0, 2, 2, 3, 3, 4, 4, 2, 3, 4, 0], dtype=np.int32)[:, None],
-        user_vectors=column() if vectors else None,
-        item_vectors=column() if vectors else None,
+        vectors={f"{side}_{name}_vector_id": column(tables[name]) for name in pairs for side in ("user", "item")},
     )
 
 
@@ -85,18 +83,31 @@ def test_user_and_item_ids_are_not_read_and_a_missing_category_is_missing() -> N
     assert np.isnan(inputs.matrix(one)[0, inputs.names.index("category")])
 
 
-def test_cosine_equals_its_definition_and_is_missing_with_either_vector() -> None:
-    examples = make_examples(50, vectors=True)
-    user, item = examples.user_vectors, examples.item_vectors
-    assert user is not None
-    assert item is not None
+@pytest.mark.parametrize("name", ["content", "learn"])
+def test_cosine_equals_its_definition_and_is_missing_with_either_vector(name: str) -> None:
+    examples = make_examples(50, pairs=("content", "learn"))
+    user, item = examples.vectors[f"user_{name}_vector_id"], examples.vectors[f"item_{name}_vector_id"]
     inputs = TreeInputs.fit(examples, num_components=3)
-    cosine_N = inputs.matrix(examples)[:, inputs.names.index("cosine")]
+    cosine_N = inputs.matrix(examples)[:, inputs.names.index(f"{name}_cosine")]
     known_N = (user.rows_N >= 0) & (item.rows_N >= 0)
     u_NV, v_NV = user.table_MV[user.rows_N[known_N]], item.table_MV[item.rows_N[known_N]]
     expected = (u_NV * v_NV).sum(axis=1) / np.linalg.norm(u_NV, axis=1) / np.linalg.norm(v_NV, axis=1)
     np.testing.assert_allclose(cosine_N[known_N], expected, rtol=1e-4, atol=1e-6)
     assert np.isnan(cosine_N[~known_N]).all()
+
+
+def test_each_pair_has_its_own_inputs_in_order() -> None:
+    examples = make_examples(50, pairs=("content", "learn"))
+    inputs = TreeInputs.fit(examples, num_components=2)
+    of_pair = ["cosine", *(f"{side}_component_{number}" for side in ("user", "item") for number in range(2))]
+    assert inputs.names[-10:] == [f"{pair}_{name}" for pair in ("content", "learn") for name in of_pair]
+    item = examples.vectors["item_learn_vector_id"]
+    axes = PrincipalAxes.of(item, 2)
+    known_N = item.rows_N >= 0
+    expected = (item.table_MV[item.rows_N[known_N]] - axes.mean_V) @ axes.axes_VP
+    found_NZ = inputs.matrix(examples)
+    np.testing.assert_allclose(found_NZ[known_N][:, -2:], expected, rtol=1e-4, atol=1e-5)
+    assert np.isnan(found_NZ[~known_N][:, -2:]).all()
 
 
 def test_principal_axes_find_the_direction_that_differs_most() -> None:

@@ -115,8 +115,7 @@ LAYOUT = ExampleLayout(
     history="history",
     history_length=5,
     item_attributes=("category",),
-    user_vector=None,
-    item_vector=None,
+    vectors=(),
     vocabulary_digest="d",
 )
 CATEGORY_OF_ITEM = torch.cat([torch.zeros(2, 1), torch.arange(38).unsqueeze(1) % 4 + 2]).int()
@@ -139,10 +138,7 @@ def make_batch(rows: int = 6) -> Batch:
         torch.stack(ids, dim=1).int(),
         torch.rand(rows, 1, generator=generator),
         history_BL,
-        None,
-        None,
-        None,
-        None,
+        (),
         nothing,
         nothing,
         nothing.bool(),
@@ -186,3 +182,10 @@ def test_a_network_without_history_needs_none() -> None:
     batch = make_batch()._replace(history_BL=torch.empty(6, 0, dtype=torch.int32))
     assert network(batch).shape == (6, network.width)
     assert functional.relu(network(batch)).isfinite().all()
+
+
+def test_a_scalar_that_no_training_row_knows_stays_missing() -> None:
+    train = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]], dtype=np.float32)
+    inputs = ScalarInputs(ScalarStatistics.of(train, ("rate", "count")), ("rate", "count"))
+    later = inputs(torch.tensor([[2.0, 1e6], [2.0, float("inf")], [2.0, float("nan")]]))
+    assert later.tolist() == [[0, 0, 0, 1]] * 3

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor
 
 from ranker.batches import Batch
-from ranker.ctr_cvr import Logits
-from ranker.losses import auxiliary_loss, click_loss, conversion_loss, cross_entropy, log_loss, ranker_loss
+from ranker.ctr_cvr import AuxiliaryLogits, Logits
+from ranker.losses import (
+    AuxiliaryLabel,
+    auxiliary_loss,
+    click_loss,
+    conversion_loss,
+    cross_entropy,
+    log_loss,
+    ranker_loss,
+)
 from ranker.ranker import Scores
 
 
@@ -18,10 +26,15 @@ class Case:
 
     ctr: tuple[float, ...] = (0.0, 2.0, -1.0, 0.5)
     cvr: tuple[float, ...] = (0.0, -1.0, 3.0, 0.5)
-    auxiliary: tuple[float, ...] | None = (0.1, 0.2, -0.3, 0.4)
+    auxiliary: tuple[tuple[float, ...], ...] | None = ((0.1, 0.2, -0.3, 0.4),)
+    """One row a pair of vectors."""
+    vectors_known: tuple[tuple[bool, ...], ...] = ((True,) * 4,)
 
     def logits(self) -> Logits:
-        auxiliary = None if self.auxiliary is None else torch.tensor(self.auxiliary, requires_grad=True)
+        auxiliary = None
+        if self.auxiliary is not None:
+            logit_AB = torch.tensor(self.auxiliary, requires_grad=True)
+            auxiliary = AuxiliaryLogits(logit_AB, torch.tensor(self.vectors_known))
         return Logits(torch.tensor(self.ctr, requires_grad=True), torch.tensor(self.cvr, requires_grad=True), auxiliary)
 
 
@@ -31,10 +44,7 @@ def make_batch(known: tuple[bool, ...] = (True, True, True, False)) -> Batch:
         ids_BF=empty.int(),
         scalars_BS=empty,
         history_BL=empty.int(),
-        user_vector_BV=None,
-        user_known_B=None,
-        item_vector_BV=None,
-        item_known_B=None,
+        vectors=(),
         clicked_B=torch.tensor([1.0, 1.0, 0.0, 1.0]),
         converted_B=torch.tensor([1.0, 0.0, 0.0, 0.0]),
         converted_known_B=torch.tensor(known),
@@ -96,6 +106,37 @@ def test_the_auxiliary_label_is_a_switch() -> None:
         [math.log(sigmoid(0.1)), math.log(sigmoid(0.2)), math.log(1 - sigmoid(-0.3)), math.log(sigmoid(0.4))]
     )
     assert auxiliary_loss(logits, batch, "clicked").item() == pytest.approx(clicks, rel=1e-6)
+
+
+def test_the_auxiliary_loss_is_the_mean_over_pairs_of_the_rows_with_a_vector() -> None:
+    # the second pair has vectors for the last two rows only, and the last one's conversion is not known
+    case = Case(
+        auxiliary=((0.1, 0.2, -0.3, 0.4), (9.0, 9.0, 0.5, -0.7)),
+        vectors_known=((True,) * 4, (False, False, True, True)),
+    )
+    logits, batch = case.logits(), make_batch()
+    first = -np.mean([math.log(sigmoid(0.1)), math.log(1 - sigmoid(0.2)), math.log(1 - sigmoid(-0.3))])
+    second = -math.log(1 - sigmoid(0.5))
+    assert auxiliary_loss(logits, batch, "converted").item() == pytest.approx((first + second) / 2, rel=1e-6)
+    first = -np.mean(
+        [math.log(sigmoid(0.1)), math.log(sigmoid(0.2)), math.log(1 - sigmoid(-0.3)), math.log(sigmoid(0.4))]
+    )
+    second = -np.mean([math.log(1 - sigmoid(0.5)), math.log(sigmoid(-0.7))])
+    assert auxiliary_loss(logits, batch, "clicked").item() == pytest.approx((first + second) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("label", ["clicked", "converted"])
+def test_a_pair_without_any_vector_in_the_batch_costs_nothing_and_trains_nothing(label: AuxiliaryLabel) -> None:
+    alone = Case().logits()
+    both = Case(auxiliary=((0.1, 0.2, -0.3, 0.4), (5.0,) * 4), vectors_known=((True,) * 4, (False,) * 4)).logits()
+    loss = auxiliary_loss(both, make_batch(), label)
+    assert loss.item() == pytest.approx(auxiliary_loss(alone, make_batch(), label).item() / 2, rel=1e-6)
+    loss.backward()
+    assert both.auxiliary is not None
+    gradient_AB = both.auxiliary.logit_AB.grad
+    assert gradient_AB is not None
+    assert gradient_AB[0].abs().sum() > 0
+    assert gradient_AB[1].tolist() == [0, 0, 0, 0]
 
 
 def test_without_an_auxiliary_logit_its_weight_means_nothing() -> None:

@@ -1,8 +1,10 @@
 """What every ranker must do, checked on a world with a known answer.
 
 tiny_world: even users like even items and odd users odd ones; besides, some items are better than others, which their
-click rate tells. An item's vector carries its parity, its category does not. Cold items are shown in the test rows
-only, so whoever ranks them well must have read the vectors.
+click rate tells. An item's topic vector carries its parity, its category does not. Cold items are shown in the test
+rows only, so whoever ranks them well must have read the vectors. The service `content` has one pair of vectors, the
+topics; in `learn` they are the second pair, known from the middle of the training rows on, and the first, wider pair
+is noise.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,8 +34,8 @@ ROLES = {
     "price_cents": "scalar",
     "history_item_ids": "history",
 }
-VECTOR_ROLES = {"user_content_vector_id": "vector_id", "item_content_vector_id": "vector_id"}
-NUM_USERS, NUM_ITEMS, NUM_COLD, WIDTH = 120, 60, 30, 12
+VECTORS = {name: (f"user_{name}_vector_id", f"item_{name}_vector_id") for name in ("content", "learn")}
+NUM_USERS, NUM_ITEMS, NUM_COLD, WIDTH, NOISE_WIDTH = 120, 60, 30, 12, 72
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Matrix:
     fingerprint: dict[str, str]
 
     def rows_of(self, vector_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        return vector_ids
+        return vector_ids  # -1 is "none" on both sides
 
 
 class World(NamedTuple):
@@ -80,8 +82,7 @@ def draw_frame(rng: np.random.Generator, rows: int, items: NDArray[np.int64]) ->
             "history_item_ids": pl.Series(
                 [[f"i{one}" for one in ids] for ids in liked_items], dtype=pl.List(pl.String)
             ),
-            "user_content_vector_id": user,
-            "item_content_vector_id": item,
+            **{column: ids for pair in VECTORS.values() for column, ids in zip(pair, (user, item), strict=True)},
             "clicked": clicked,
             "converted": converted,
         }
@@ -92,10 +93,17 @@ def draw_frame(rng: np.random.Generator, rows: int, items: NDArray[np.int64]) ->
     )
 
 
-def topic_vectors(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    vectors = rng.normal(size=(count, WIDTH))
-    vectors[:, 0] = np.where(np.arange(count) % 2 == 0, 3.0, -3.0)
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+def draw_matrices(rng: np.random.Generator, name: str, width: int) -> tuple[Matrix, Matrix]:
+    """Of the users and of the items."""
+
+    def draw(count: int) -> Matrix:
+        vectors = rng.normal(size=(count, width))
+        if name == "topics":
+            vectors[:, 0] = np.where(np.arange(count) % 2 == 0, 3.0, -3.0)
+        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        return Matrix(unit, {"model_id": name, "dimension": str(width)})
+
+    return draw(NUM_USERS), draw(NUM_ITEMS + NUM_COLD)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,19 +120,24 @@ def worlds() -> dict[str, World]:
     rng = np.random.default_rng(7)
     warm, cold = np.arange(NUM_ITEMS), np.arange(NUM_ITEMS, NUM_ITEMS + NUM_COLD)
     train, validation = draw_frame(rng, 6000, warm), draw_frame(rng, 1500, warm)
+    train = train.with_columns(pl.when(pl.int_range(pl.len()) >= 3000).then(pl.col(*VECTORS["learn"])))
     test = pl.concat([draw_frame(rng, 1500, warm), draw_frame(rng, 1500, cold)])
     nothing = test.head(1).with_columns(
-        *(pl.lit(None, dtype=test.schema[name]).alias(name) for name in (*ROLES, *VECTOR_ROLES)),
+        *(
+            pl.lit(None, dtype=test.schema[name]).alias(name)
+            for name in (*ROLES, *VECTORS["content"], *VECTORS["learn"])
+        ),
         user_id=pl.lit("new user"),
         item_id=pl.lit("new item"),
     )
-    fingerprint = {"model_id": "topics", "dimension": str(WIDTH)}
-    matrices = {
-        "user_content_vector_id": Matrix(topic_vectors(rng, NUM_USERS), fingerprint),
-        "item_content_vector_id": Matrix(topic_vectors(rng, NUM_ITEMS + NUM_COLD), fingerprint),
-    }
+    topics, noise = draw_matrices(rng, "topics", WIDTH), draw_matrices(rng, "noise", NOISE_WIDTH)
+    services = {"base": {}, "content": {"content": topics}, "learn": {"content": noise, "learn": topics}}
     found = {}
-    for service, roles in (("base", ROLES), ("content", {**ROLES, **VECTOR_ROLES})):
+    for service, pairs in services.items():
+        matrices = {
+            column: one for name, both in pairs.items() for column, one in zip(VECTORS[name], both, strict=True)
+        }
+        roles = ROLES | dict.fromkeys(matrices, "vector_id")
         encoder = FeatureEncoder.fit(FeatureColumns.from_roles(roles), train.lazy(), history_length=5)
         parts = [encoder.encode(frame, matrices) for frame in (train, validation, test, nothing)]
         found[service] = World(*parts[:3], np.arange(test.height) >= 1500, parts[3])
@@ -133,7 +146,7 @@ def worlds() -> dict[str, World]:
 
 def make_network(auxiliary: str) -> Callable[[int], Ranker]:
     def make(seed: int) -> Ranker:
-        fit_settings = FitSettings(passes=5, evaluations_per_pass=1, batch_size=128, learning_rate=1e-2, seed=seed)
+        fit_settings = FitSettings(passes=5, evaluations_per_pass=1, batch_size=256, learning_rate=1e-2, seed=seed)
         return NetworkRanker(NetworkSettings(auxiliary=auxiliary), fit_settings)  # type: ignore[arg-type]
 
     return make
@@ -146,9 +159,9 @@ def make_gbdt(seed: int) -> Ranker:
 RANKERS: dict[str, tuple[str, Callable[[int], Ranker]]] = {
     "base": ("base", make_network("none")),
     "content": ("content", make_network("detached")),
-    "content_joint": ("content", make_network("joint")),
+    "learn_joint": ("learn", make_network("joint")),
     "gbdt_base": ("base", make_gbdt),
-    "gbdt_content": ("content", make_gbdt),
+    "gbdt_learn": ("learn", make_gbdt),
 }
 
 
@@ -243,12 +256,11 @@ def test_each_thing_may_be_unknown_by_itself(fitted: Fitted) -> None:
         replace(test, scalars_NS=np.full_like(test.scalars_NS, np.nan)),
         replace(test, scalars_NS=np.full_like(test.scalars_NS, 3e38)),
     ]
-    if test.user_vectors is not None and test.item_vectors is not None:
-        missing = np.full(len(test), -1, dtype=np.int32)
-        blanks += [
-            replace(test, user_vectors=replace(test.user_vectors, rows_N=missing)),
-            replace(test, item_vectors=replace(test.item_vectors, rows_N=missing)),
-        ]
+    missing = np.full(len(test), -1, dtype=np.int32)
+    blanks += [
+        replace(test, vectors={**test.vectors, column: replace(vectors, rows_N=missing)})
+        for column, vectors in test.vectors.items()
+    ]
     for blank in blanks:
         assert np.isfinite(fitted.ranker.predict(blank)).all()
 
@@ -271,12 +283,11 @@ def test_examples_of_another_vocabulary_are_refused(fitted: Fitted) -> None:
 
 
 def test_vectors_of_another_encoder_are_refused_naming_both(fitted: Fitted) -> None:
-    column = fitted.world.test.item_vectors
-    if column is None:
-        return
-    other = replace(column, fingerprint={**column.fingerprint, "model_id": "another-encoder"})
-    with pytest.raises(ValueError, match="item_content_vector_id.*model_id.*'topics'.*'another-encoder'"):
-        fitted.ranker.predict(replace(fitted.world.test, item_vectors=other))
+    test = fitted.world.test
+    for name, column in test.vectors.items():
+        other = replace(column, fingerprint={**column.fingerprint, "model_id": "another-encoder"})
+        with pytest.raises(ValueError, match=f"{name}.*model_id.*'{column.fingerprint['model_id']}'.*'another-enc"):
+            fitted.ranker.predict(replace(test, vectors={**test.vectors, name: other}))
 
 
 def test_a_ranker_that_is_not_fitted_says_so(fitted: Fitted, tmp_path: Path) -> None:
@@ -294,7 +305,8 @@ def test_no_training_rows_are_refused(fitted: Fitted) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "base"), [("content", "base"), ("content_joint", "base"), ("gbdt_content", "gbdt_base")]
+    ("content", "base"),
+    [("content", "base"), ("learn_joint", "base"), ("gbdt_learn", "gbdt_base")],
 )
 def test_content_ranks_cold_items_where_ids_cannot(all_fitted: dict[str, Fitted], content: str, base: str) -> None:
     def cold_auc(name: str) -> float:
