@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from embedders.fingerprint import Fingerprint
 from feature_repo import table_schemas as tables
 from jobs.lake import Lake
 
@@ -193,3 +194,66 @@ def published_lake(feature_lake: Lake, tmp_path_factory: pytest.TempPathFactory)
     lake = Lake(root, now=lambda: NOW)
     publish_features.run(lake, publish_features.Config())
     return lake
+
+
+@pytest.fixture(scope="session")
+def fitted_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A log of 40 days with LEARN's model of its first 20. Read only: copy to change.
+
+    Users u00 to u79 click on 12 items each; those of an even number like even items (of i00 to i39), and an item's
+    content vector says whether it is even. Planted: u80 clicks once on day 2; i40 has no content vector; the vector of
+    i41 is known from day 30 on; i00 was edited on day 25 (content vector 100). Written: impressions,
+    item_content_embeddings, user_histories, and what fit_embedder writes.
+    """
+    from jobs import collect_histories, fit_embedder
+
+    lake = Lake(tmp_path_factory.mktemp("fitted") / "lake", now=lambda: NOW)
+    start, day = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc), dt.timedelta(days=1)
+    rng = np.random.default_rng(0)
+    clicks = [("u80", "i02", 2.5), ("u00", "i40", 0.25), ("u01", "i41", 39.75), ("u02", "i01", 0.0)]
+    for user in range(80):
+        liked = 2 * rng.choice(20, 12, replace=False) + user % 2
+        days = np.sort(rng.uniform(0.0, 40.0, 12))
+        clicks += [(f"u{user:02}", f"i{item:02}", float(at)) for item, at in zip(liked, days, strict=True)]
+    log = pl.DataFrame(
+        [
+            {
+                "impression_id": f"{number:04}",
+                "user_id": user,
+                "item_id": item,
+                "event_timestamp": start + at * day,
+                "clicked": True,
+                "converted": False,
+                "is_sampled": False,
+            }
+            for number, (user, item, at) in enumerate(clicks)
+        ]
+    )
+    lake.write(tables.Impressions, pl.concat([tables.Impressions.create_empty(), log], how="diagonal_relaxed"))
+    vectors = rng.normal(size=(42, 8))
+    vectors[:, 0] = np.where(np.arange(42) % 2 == 0, 3.0, -3.0)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    embedded = [(f"i{n:02}", 0, n, n) for n in range(40)] + [("i41", 30, 41, 41), ("i00", 25, 100, 1)]
+    content = pl.DataFrame(
+        {
+            "item_id": [item for item, *_ in embedded],
+            "event_timestamp": [start + known * day for _, known, _, _ in embedded],
+            "created_timestamp": [start + known * day for _, known, _, _ in embedded],
+            "item_content_vector_id": [number for _, _, number, _ in embedded],
+            "item_content_embedding": [vectors[row].tolist() for *_, row in embedded],
+            "item_content_hash": [str(number) for _, _, number, _ in embedded],
+        },
+        schema_overrides={"item_content_embedding": pl.List(pl.Float32)},
+    )
+    encoder = Fingerprint("words", "w", "t", "learn_v1", "mean", 8, "l2", "float32")
+    lake.write(tables.ItemContentEmbeddings, content, fingerprint=encoder.as_tags())
+    collect_histories.run(lake, collect_histories.Config())
+    fit_embedder.run(lake, fit_embedder.Config(shape="tiny", epochs=8, batch_size=16, recall_at=10))
+    return lake
+
+
+@pytest.fixture
+def learn_lake(fitted_lake: Lake, tmp_path: Path) -> Lake:
+    """A copy of `fitted_lake`, to be changed."""
+    shutil.copytree(fitted_lake.root, tmp_path / "learn_lake", symlinks=True)
+    return Lake(tmp_path / "learn_lake", now=lambda: NOW)
