@@ -197,7 +197,7 @@ def _check_offline_store(store: FeatureStore) -> None:
 
 def _check_tables(lake: Lake, store: FeatureStore, plan: ServicePlan) -> None:
     states = {
-        name: "never written" if not lake.exists(BY_NAME[name]) else "empty"
+        name: "empty: is its method disabled?" if lake.exists(BY_NAME[name]) else "never written"
         for name in sorted(plan.tables & BY_NAME.keys())
         if not lake.exists(BY_NAME[name]) or lake.manifest(BY_NAME[name]).rows == 0
     }

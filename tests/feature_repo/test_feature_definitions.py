@@ -12,6 +12,7 @@ import pytest
 
 from feature_repo import table_schemas
 from jobs.feast_store import declared, open_store
+from jobs.feature_tables import BY_NAME
 from jobs.lake import Lake, table_name
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
@@ -52,6 +53,10 @@ def test_every_field_has_a_role_and_is_a_column_of_its_table_of_the_same_kind(co
             column = columns[field.name]
             if str(column) in kinds:
                 assert field.dtype.to_value_type().name == kinds[str(column)], field.name
+
+
+def test_every_feature_table_is_served_and_no_other(contents: Any) -> None:
+    assert {view.tags["lake_table"] for view in contents.feature_views} == BY_NAME.keys()
 
 
 def test_feature_names_are_unique_so_that_any_may_meet_in_one_service(contents: Any) -> None:

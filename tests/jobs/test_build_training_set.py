@@ -407,7 +407,7 @@ def test_a_lake_without_learn_joins_the_services_that_do_not_need_it_and_says_wh
     with pytest.raises(ValueError, match=r"build_training_set: ranker_learn_v1 cannot be joined") as raised:
         build_training_set.run(lake, build_training_set.Config())
     message = str(raised.value)
-    assert "item_learn_embeddings (never written), user_learn_interests (empty)" in message
+    assert "item_learn_embeddings (never written), user_learn_interests (empty: is its method disabled?)" in message
     assert "`tailrank run fit_embedder embed_items_learn embed_users_learn publish_features`" in message
     assert "leave ranker_learn_v1 out of `services`" in message
     build_training_set.run(lake, build_training_set.Config(services=("ranker_base_v1", "ranker_content_v1")))
