@@ -126,6 +126,13 @@ def test_every_step_reads_only_what_an_earlier_step_writes():
     assert {table_name(schema) for schema in (ItemContentEmbeddings, TrueProbabilities)} <= written
 
 
+def test_a_method_names_steps_that_stand_for_others():
+    for instead in flow.METHODS.values():
+        for name, other in instead.items():
+            assert {name, other} <= set(flow.STEPS)
+            assert flow.STEPS.index(name) < flow.STEPS.index("fit_embedder") < flow.STEPS.index(other)
+
+
 def test_every_table_has_one_writer():
     writers: dict[str, str] = {}
     for name in flow.STEPS:

@@ -77,6 +77,24 @@ def test_a_settings_file_that_is_named_must_be_there(empty_folder: Path):
         load_settings(empty_folder / "other.toml")
 
 
+def test_a_lake_without_learn_leaves_out_the_services_and_rankers_that_need_it_unless_they_are_named():
+    def named(*flags: str) -> tuple[list[str], list[str]]:
+        steps = load_settings(flags=flags).steps
+        return (
+            list(steps["build_training_set"].model_dump()["services"]),
+            list(steps["train_ranker"].model_dump()["rankers"]),
+        )
+
+    services, rankers = named()
+    assert "ranker_learn_v1" in services
+    assert "learn" in rankers
+    without, left = named("fit_embedder.enabled=false")
+    assert without == [name for name in services if name != "ranker_learn_v1"]
+    assert set(left) == {name for name in rankers if "learn" not in name}
+    own = named("fit_embedder.enabled=false", "build_training_set.services=['ranker_learn_v1']")
+    assert own[0] == ["ranker_learn_v1"]
+
+
 def remember(lake: Path, **ingest: str) -> BaseModel:
     """Leave the ledger that an ingest into this lake leaves."""
     config = load_settings(overrides={"ingest": ingest}).steps["ingest"]
