@@ -5,7 +5,8 @@
 Encoder or decoder, Hugging Face folder or GGUF file: all take the same road. What we keep of LEARN (arXiv 2405.03988):
 frozen weights, 500 tokens, last layer, attention-masked mean, L2 norm, each item encoded alone. What differs: the
 default is a 22M-parameter sentence encoder that fits on two cores, not a 7B decoder; batches are sorted by length and
-equal texts are encoded once, neither of which the vectors show.
+equal texts are encoded once, neither of which the vectors show. `[NF->P]`: a layer below the top can be read, and the
+first token left out of the mean; both help small decoders, whose last layer is turned to the next word.
 
 The same texts in the same call give the same bytes. A text encoded beside others may differ from the text encoded
 alone in the last digits, because batches of another shape add up in another order (float32: below 1e-5 a component).
@@ -24,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from embedders.fingerprint import Fingerprint, sha256_of_files
+from embedders.hidden_layer import StatesOf, last_layer, layer_below
 from embedders.model_files import ModelFiles, find_model_files
-from embedders.pooling import batches_by_length, masked_mean, padded, unit_norm
+from embedders.pooling import batches_by_length, masked_mean, padded, unit_norm, without_first
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads this once
 
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 500
 """LEARN's limit. What a text says later is not read."""
+
+Pooling = Literal["mean", "mean_without_first"]
 
 TEXTS_TOKENIZED_AT_ONCE = 4096
 
@@ -64,42 +68,58 @@ def load_backbone(
     *,
     max_tokens: int = MAX_TOKENS,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    layer: int | None = None,
+    pooling: Pooling = "mean",
     device: str | None = None,
 ) -> "LocalBackbone":
     """A model of this machine. Weights are read when the first text is encoded, not before.
 
     Args:
-        name_or_path: `minilm` or `smollm2` (from their packages), the path of a Hugging Face folder, or of a GGUF
-            file. A folder's own pooling settings are not read: pooling is always the masked mean.
+        name_or_path: a name of `PACKAGED_MODELS`, the path of a Hugging Face folder, or of a GGUF file. A folder's own
+            pooling settings are not read.
         max_tokens: tokens read of a text; the model's own limit where that is lower.
         dtype: of the forward pass; auto = bfloat16 on a GPU, float32 on a CPU. It is part of the fingerprint: name one
             where machines of both kinds write to one table.
+        layer: whose states are read, 1 to the number of layers; None = the last. Layers above are not computed.
+        pooling: the mean over all tokens of a text, or over all but the first.
         device: a torch device; default is the GPU where there is one.
 
     Raises:
-        ValueError: there is no such model on this machine. Nothing is ever downloaded.
+        ValueError: there is no such model on this machine (nothing is ever downloaded), or no such layer.
     """
     if max_tokens < 1:
         raise ValueError(f"load_backbone: max_tokens must be 1 or more, got {max_tokens}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto":
         dtype = "float32" if chosen.type == "cpu" else "bfloat16"
-    return LocalBackbone(find_model_files(name_or_path), max_tokens=max_tokens, dtype=dtype, device=chosen)
+    files = find_model_files(name_or_path)
+    return LocalBackbone(files, max_tokens=max_tokens, dtype=dtype, layer=layer, pooling=pooling, device=chosen)
 
 
 class LocalBackbone:
     """A transformer from a folder or a GGUF file; see `load_backbone`."""
 
     def __init__(
-        self, files: ModelFiles, *, max_tokens: int, dtype: Literal["float32", "bfloat16"], device: torch.device
+        self,
+        files: ModelFiles,
+        *,
+        max_tokens: int,
+        dtype: Literal["float32", "bfloat16"],
+        layer: int | None,
+        pooling: Pooling,
+        device: torch.device,
     ) -> None:
-        self.files, self.device, self.dtype = files, device, dtype
+        self.files, self.device, self.dtype, self.pooling = files, device, dtype, pooling
         with _quiet():
             config = AutoConfig.from_pretrained(files.folder, **self._source())
         text_config = config.get_text_config()
         self.dimension: int = text_config.hidden_size
         positions: int | None = getattr(text_config, "max_position_embeddings", None)
         self.max_tokens = min(max_tokens, positions or max_tokens)
+        self.num_layers: int = text_config.num_hidden_layers
+        if layer is not None and not 1 <= layer <= self.num_layers:
+            raise ValueError(f"{files.model_id} has layers 1 to {self.num_layers}; there is no layer {layer}")
+        self.layer = None if layer == self.num_layers else layer
 
     def fingerprint(self, prompt: str) -> Fingerprint:
         """Identity of the vectors of texts written with this version of a prompt. Reads the files, loads nothing."""
@@ -108,7 +128,7 @@ class LocalBackbone:
             weights_sha256=sha256_of_files(self.files.weights),
             tokenizer_sha256=sha256_of_files(self.files.tokenizer),
             prompt=prompt,
-            pooling=f"masked mean of the last layer, {self.max_tokens} tokens",
+            pooling=self._pooling_described(),
             dimension=self.dimension,
             normalisation="l2",
             dtype=self.dtype,
@@ -152,6 +172,11 @@ class LocalBackbone:
                 on_progress(int(times_wanted[batch].sum()))
         return vectors[numbers_N]
 
+    def _pooling_described(self) -> str:
+        layer = "the last layer" if self.layer is None else f"layer {self.layer} of {self.num_layers}"
+        left_out = "" if self.pooling == "mean" else " without the first token"
+        return f"masked mean of {layer}{left_out}, {self.max_tokens} tokens"
+
     def _source(self) -> dict[str, Any]:
         return {"local_files_only": True, **({"gguf_file": self.files.gguf_file} if self.files.gguf_file else {})}
 
@@ -161,6 +186,11 @@ class LocalBackbone:
             tokenizer = AutoTokenizer.from_pretrained(self.files.folder, **self._source())
         tokenizer.truncation_side = "right"
         return tokenizer
+
+    @cached_property
+    def _states(self) -> StatesOf:
+        model = self._model
+        return last_layer(model) if self.layer is None else layer_below(model, self.layer, self.num_layers)
 
     @cached_property
     def _model(self) -> Any:
@@ -213,8 +243,9 @@ class LocalBackbone:
         padding_id = self._tokenizer.pad_token_id or 0
         ids_NL, mask_NL = (tensor.to(self.device) for tensor in padded(token_ids, padding_id))
         with torch.inference_mode():
-            hidden_NLD = self._model(input_ids=ids_NL, attention_mask=mask_NL.long()).last_hidden_state
-            return unit_norm(masked_mean(hidden_NLD, mask_NL)).cpu().numpy()
+            hidden_NLD = self._states(ids_NL, mask_NL.long())
+            kept_NL = mask_NL if self.pooling == "mean" else without_first(mask_NL)
+            return unit_norm(masked_mean(hidden_NLD, kept_NL)).cpu().numpy()
 
 
 @contextlib.contextmanager

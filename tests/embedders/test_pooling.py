@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedders.pooling import batches_by_length, masked_mean, padded, unit_norm
+from embedders.pooling import batches_by_length, masked_mean, padded, unit_norm, without_first
 
 
 def test_the_mean_of_two_tokens_of_three():
@@ -25,6 +25,12 @@ def test_half_precision_states_are_averaged_in_float32():
     mean = masked_mean(hidden_NLD, torch.ones(1, 4096, dtype=torch.bool))
     assert mean.dtype == torch.float32
     assert mean.item() == hidden_NLD[0, 0, 0].item()
+
+
+def test_the_first_token_is_left_out_but_not_the_only_one():
+    mask_NL = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    kept = [[False, True, True], [False, True, False], [True, False, False]]
+    assert without_first(mask_NL).tolist() == kept
 
 
 def test_unit_norm_keeps_direction_and_leaves_zero_alone():
