@@ -20,7 +20,8 @@ README_BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / 
 
 TOY = [
     "sources.simulate.size=toy",
-    "train_ranker.rankers=['base', 'content', 'gbdt_content']",
+    "fit_embedder.shape=tiny",
+    "train_ranker.rankers=['base', 'content', 'learn', 'gbdt_content']",
     "evaluate_ranker.num_draws=200",
 ]
 
@@ -56,7 +57,7 @@ def test_the_command_says_so_and_where_the_report_is(lake: Lake):
 def test_every_test_impression_is_scored_by_every_ranker(lake: Lake):
     examples = lake.scan(tables.TrainingExamples).filter(pl.col("split") == "test").collect()
     predictions = lake.read(tables.RankerPredictions)
-    for ranker in ("base", "content", "gbdt_content"):
+    for ranker in ("base", "content", "learn", "gbdt_content"):
         scored = predictions.filter(pl.col("ranker") == ranker)
         assert set(scored.get_column("impression_id")) == set(examples.get_column("impression_id"))
 
@@ -151,6 +152,38 @@ def test_exit_codes_tell_wrong_usage_from_bad_data(tmp_path: Path):
     assert nothing.returncode == 1
     assert "impressions: there is no such table" in nothing.stderr
     assert "Traceback" not in nothing.stderr
+
+
+def test_the_method_says_how_items_and_users_are_embedded(lake: Lake, tmp_path: Path):
+    flags = [part for flag in TOY for part in ("--set", flag)]
+    at = ["--config", str(lake.root.parent / "tailrank.toml"), *flags]
+    # the title edited above is embedded by now; its vector of LEARN is what is missing
+    learnt = tailrank("run", "embed_users", "embed_items", "--method", "learn", *at, cwd=tmp_path)
+    assert learnt.returncode == 0, learnt.stderr
+    assert re.search("embed_items_learn: 1 vectors embedded by learn", learnt.stderr)
+    assert re.search("embed_users_learn: [0-9_]+ histories from .*: 0 embedded", learnt.stderr)
+    assert lake.manifest(tables.ItemLearnEmbeddings).rows == lake.read(tables.Items).height + 1
+    for steps, method, message in (
+        (["embed_items"], "lern", "there is no method 'lern'; the methods are content, learn"),
+        (["train_ranker"], "learn", "--method learn says how embed_items and embed_users embed"),
+        ([], "learn", "--method learn says how embed_items and embed_users embed"),
+    ):
+        wrong = tailrank("run", *steps, "--method", method, *at, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert message in wrong.stderr
+
+
+def test_no_vector_of_learn_is_older_than_its_model(lake: Lake):
+    through = dt.datetime.fromisoformat(lake.manifest(tables.EmbedderCurves).fingerprint["trained_through"])
+    first = lake.read(tables.Impressions).get_column("event_timestamp").min()
+    assert through > first
+    for schema, entities in (
+        (tables.ItemLearnEmbeddings, tables.Items),
+        (tables.UserLearnInterests, tables.UserHistories),
+    ):
+        assert lake.read(schema).get_column("event_timestamp").min() == through
+        key = "item_id" if entities is tables.Items else "user_id"
+        assert set(lake.read(schema).get_column(key)) == set(lake.read(entities).get_column(key))
 
 
 def test_a_lake_refuses_a_second_source(lake: Lake, tmp_path: Path):
