@@ -11,7 +11,8 @@ of one device's batch. What is our proposal [NF->P]: the mean over all valid (i,
 
 With one position and one target per user it is the in-batch softmax that the official code uses for its Amazon runs.
 
-Letters: B users, H sampled history positions, T sampled targets, N items of the catalogue, d width.
+Letters: B users, H sampled history positions of each, T sampled targets of each, d width; of the whole batch M valid
+positions, N valid targets, P positive pairs, G distinct items. Elsewhere N items of the catalogue, L length of a row.
 """
 
 import math
@@ -41,8 +42,8 @@ def dense_all_action_loss(
 ) -> Tensor:
     """The loss above, as a scalar; 0 where nothing is valid.
 
-    Cost: B*H x B*T cosines, once. The columns of the positive's own item are taken out of the sum of a row by summing
-    the row per item, instead of masking a copy of the row for each target.
+    Cost: one cosine for each valid position and each valid target of the batch, M x N. The columns of the positive's
+    own item are taken out of the sum of a row by summing the row per item, not by masking a copy of it per target.
 
     Args:
         user_BHd: unit norm.
@@ -51,29 +52,24 @@ def dense_all_action_loss(
         target_valid_BT: bool.
         item_BT: which item each target is; anything at invalid places.
     """
-    num_users, num_targets, width = target_BTd.shape
+    owner_M, owner_N = user_valid_BH.nonzero()[:, 0], target_valid_BT.nonzero()[:, 0]
     with _float32(user_BHd):
-        similarity_BHN = scale * (user_BHd.reshape(-1, width).float() @ target_BTd.reshape(-1, width).float().T)
-    similarity_BHN = similarity_BHN.view(num_users, -1, num_users * num_targets)
-    positive_BHT = similarity_BHN.view(num_users, -1, num_users, num_targets)[
-        torch.arange(num_users), :, torch.arange(num_users)
-    ]
-    column_owner_N = torch.arange(num_users, device=item_BT.device).repeat_interleave(num_targets)
-    is_negative_BN = target_valid_BT.reshape(1, -1) & (
-        column_owner_N != torch.arange(num_users, device=item_BT.device).unsqueeze(1)
-    )
-    largest_BH1 = similarity_BHN.detach().amax(dim=2, keepdim=True)
+        similarity_MN = scale * (user_BHd[user_valid_BH].float() @ target_BTd[target_valid_BT].float().T)
+    is_own_MN = owner_M.unsqueeze(1) == owner_N
+    position_P, target_P = is_own_MN.nonzero(as_tuple=True)
+    if len(position_P) == 0:
+        return similarity_MN.sum()
+    largest_M1 = similarity_MN.detach().amax(dim=1, keepdim=True)
+    exp_MN = torch.exp(similarity_MN - largest_M1).masked_fill(is_own_MN, 0.0)
+
+    distinct, group_N, count = torch.unique(item_BT[target_valid_BT], return_inverse=True, return_counts=True)
+    is_repeated_N = count[group_N] > 1  # an item in one column only has no other column to be taken out
     # float64: where the positive's own item makes up nearly all of a sum, what is left must not be rounding
-    exp_BHN = (torch.exp(similarity_BHN - largest_BH1) * is_negative_BN.unsqueeze(1)).double()
-    distinct, item_of_column_N = torch.unique(item_BT.reshape(-1), return_inverse=True)
-    per_item_BHG = exp_BHN.new_zeros(*exp_BHN.shape[:2], len(distinct)).index_add(2, item_of_column_N, exp_BHN)
-    same_item_BHT = per_item_BHG.gather(
-        2, item_of_column_N.view(num_users, 1, num_targets).expand(-1, user_BHd.shape[1], -1)
-    )
-    negatives_BHT = (exp_BHN.sum(dim=2, keepdim=True) - same_item_BHT).clamp_min(LEAST_SUM)
-    loss_BHT = functional.softplus(negatives_BHT.log().float() + largest_BH1 - positive_BHT)
-    valid_BHT = user_valid_BH.unsqueeze(2) & target_valid_BT.unsqueeze(1)
-    return (loss_BHT * valid_BHT).sum() / valid_BHT.sum().clamp_min(1)
+    per_item_MG = torch.zeros(len(owner_M), len(distinct), dtype=torch.float64, device=exp_MN.device)
+    per_item_MG = per_item_MG.index_add(1, group_N[is_repeated_N], exp_MN[:, is_repeated_N].double())
+    negatives_P = exp_MN.sum(dim=1, dtype=torch.float64)[position_P] - per_item_MG[position_P, group_N[target_P]]
+    log_negatives_P = negatives_P.clamp_min(LEAST_SUM).log().float() + largest_M1[position_P, 0]
+    return functional.softplus(log_negatives_P - similarity_MN[position_P, target_P]).mean()
 
 
 def full_softmax_loss(user_Md: Tensor, item_M: Tensor, catalogue_Nd: Tensor, *, scale: float = SCALE) -> Tensor:

@@ -153,7 +153,7 @@ class Passes:
         lengths = self.sequences.lengths[order]
         chunk = self.batch_size * BATCHES_SORTED_TOGETHER
         in_chunks = np.arange(len(order)) // chunk
-        by_length = np.lexsort((np.minimum(cut_U, self.cut.max_history), in_chunks))
+        by_length = np.lexsort((lengths, in_chunks))
         parts = np.array_split(by_length, self.num_batches)
         for number in rng.permutation(len(parts)):
             mine = parts[number][share::num_shares]

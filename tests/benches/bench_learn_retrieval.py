@@ -10,7 +10,8 @@ Protocols
     multi     of a user with at least 8 items the last quarter are targets; 5 % of these users are there for validation
               only, the others are tested, and everybody's first three quarters train
 Full ranking over the catalogue, history not filtered, optimistic ties. Each (variant, seed) is one file in RUNS and is
-not run again. The learning rate is chosen per variant among three by the recall of validation targets (seed 0).
+not run again. The learning rate is chosen per input and objective among three by the recall of
+validation targets (seed 0, `--tuning-epochs`).
 
 VECTORS holds <data>_<input>.npy, one row per item in the order of the data set's items.parquet.
 """
@@ -247,7 +248,7 @@ def run(arguments: argparse.Namespace) -> None:
             if variant.objective is None:
                 metrics, made = judge_means(variant, split, arguments), {}
             else:
-                rate = rate_of(folder, name) or tuned(variant, split, arguments, folder, name)
+                rate = rate_of(folder, variant) or tuned(variant, split, arguments, folder)
                 network, made = train(
                     variant, split, arguments.vectors, arguments.data, seed=seed, rate=rate, epochs=arguments.epochs
                 )
@@ -264,8 +265,8 @@ def judge_means(variant: Variant, split: Split, arguments: argparse.Namespace) -
     return retrieval_metrics(means.vectors, content, split.test_targets, cutoffs=CUTOFFS)
 
 
-def tuned(variant: Variant, split: Split, arguments: argparse.Namespace, folder: Path, name: str) -> float:
-    """The learning rate with the best validation recall, from seed 0."""
+def tuned(variant: Variant, split: Split, arguments: argparse.Namespace, folder: Path) -> float:
+    """The learning rate with the best validation recall, from seed 0: for each input and objective, not each tower."""
     found = {}
     for rate in LEARNING_RATES:
         print(f"    learning rate {rate}", flush=True)
@@ -274,16 +275,21 @@ def tuned(variant: Variant, split: Split, arguments: argparse.Namespace, folder:
         )
         found[rate] = made["validation_recall_at_100"]
     best = max(found, key=lambda rate: found[rate])
-    (folder / f"{name.replace(' ', '_').replace(',', '')}.json").write_text(
+    rate_path(folder, variant).write_text(
         json.dumps({"rate": best, "recall_at_100": {str(rate): recall for rate, recall in found.items()}})
     )
     return best
 
 
-def rate_of(folder: Path, name: str) -> float | None:
+def rate_of(folder: Path, variant: Variant) -> float | None:
     """The rate chosen before."""
-    path = folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+    path = rate_path(folder, variant)
     return json.loads(path.read_text())["rate"] if path.exists() else None
+
+
+def rate_path(folder: Path, variant: Variant) -> Path:
+    """Where the choice is kept."""
+    return folder / f"rate_{variant.input}_{variant.objective}_{variant.hidden}.json"
 
 
 def save(path: Path, name: str, seed: int, metrics: RetrievalMetrics, made: dict[str, Any]) -> None:
