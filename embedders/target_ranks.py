@@ -165,7 +165,7 @@ def _count_higher(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Of each target: its score, the items of the gallery that score higher, and those that score the same, with it."""
     num_items, num_targets = len(items_ND), len(wanted.keys_T)
-    distinct_items_ND, row_N = _distinct_rows(items_ND)
+    copies, originals = _copies(items_ND)
     scores_T = np.empty(num_targets, np.float32)
     higher_T, tied_T = np.empty(num_targets, np.int64), np.empty(num_targets, np.int64)
     starts_V = np.cumsum(num_targets_V) - num_targets_V
@@ -173,9 +173,8 @@ def _count_higher(
     users_at_once = max(1, SCORES_AT_ONCE // max(num_items, 1))
     for first in range(0, len(users_V), users_at_once):
         users_C = users_V[first : first + users_at_once]
-        scores_CN = users_UD[users_C] @ distinct_items_ND.T
-        if row_N is not None:
-            scores_CN = scores_CN[:, row_N]
+        scores_CN = users_UD[users_C] @ items_ND.T
+        scores_CN[:, copies] = scores_CN[:, originals]
         begin, end = np.searchsorted(masked_users_H, [users_C[0], users_C[-1] + 1])
         place_H = np.searchsorted(users_C, masked_users_H[begin:end])
         is_scored_H = users_C[place_H] == masked_users_H[begin:end]
@@ -189,15 +188,17 @@ def _count_higher(
     return scores_T, higher_T, tied_T
 
 
-def _distinct_rows(items_ND: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-    """The distinct vectors and the row of each item among them (None: all are distinct).
+def _copies(items_ND: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows whose vector an earlier row has, and that row.
 
-    A matrix product may round one vector's score differently in two columns; only a score computed once surely ties.
+    A matrix product may round the scores of one vector differently in two columns; only a score computed once ties.
     """
-    unsigned_ND = np.ascontiguousarray(items_ND) + np.float32(0)  # makes 0 of -0, which differ in bytes only
-    bytes_N = unsigned_ND.view(np.dtype((np.void, unsigned_ND.dtype.itemsize * unsigned_ND.shape[1]))).reshape(-1)
-    _, first_N, row_N = np.unique(bytes_N, return_index=True, return_inverse=True)
-    return (items_ND, None) if len(first_N) == len(items_ND) else (items_ND[first_N], row_N)
+    row_bytes = np.dtype((np.void, items_ND.dtype.itemsize * items_ND.shape[1]))
+    bytes_N = np.ascontiguousarray(items_ND).view(row_bytes).reshape(-1)
+    _, first_N, distinct_N = np.unique(bytes_N, return_index=True, return_inverse=True)
+    originals_N = first_N[distinct_N]
+    copies = np.flatnonzero(originals_N != np.arange(len(items_ND)))
+    return copies, originals_N[copies]
 
 
 def _place_among_tied_targets(

@@ -194,8 +194,6 @@ def test_items_with_the_same_vector_tie_whatever_their_columns(num_items: int):
     rng = np.random.default_rng(num_items)
     items = rng.normal(size=(num_items, 64)).astype(np.float32)
     items[-1], items[num_items // 2] = items[0], items[0]
-    items[0, 0] = items[num_items // 2, 0] = 0.0
-    items[-1, 0] = -0.0
     users = rng.normal(size=(25, 64)).astype(np.float32)
     rows = (0, num_items // 2, num_items - 1)
     first, *others = [retrieval_metrics(users, items, sequences(*[[row]] * 25)).ranks for row in rows]
