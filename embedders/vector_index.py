@@ -3,7 +3,7 @@
 An exact index reads every vector for every query. The approximate ones read fewer and may miss some:
     flat   exact, no training, one pass over memory a query
     ivf    k-means cells; a query looks into the 64 nearest of about 4 sqrt(N)
-    hnsw   a graph of neighbours, walked from the top; needs 256 bytes an item beside the vector
+    hnsw   a graph of neighbours, walked from the top; needs 270 bytes an item beside the vector
 Measured at 100,000 x 64-d, top 100 (`tests/benches/bench_retrieval.py`), recall against exact search:
                      clustered vectors                   structureless vectors
              build s    ms a query    recall      build s    ms a query    recall
@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 
 EXACT_UP_TO = 2**24
 """Numbers in the item vectors (64 MB: 262,144 items 64 wide) up to which "auto" searches exactly: 3 ms a query on one
-core, nothing missed, nothing to train. Beyond it ivf: where both find nearly all, hnsw was slower to build and search."""
+core, nothing missed, nothing to train. Beyond it ivf: where both find nearly all, hnsw was slower in every way."""
 
 CELLS_PER_ROOT = 4
 """Cells of ivf over sqrt(N): comparing a query with the cells then costs less than looking into 64 of them."""
 
 POINTS_PER_CELL = (39, 64)
-"""Fewest (FAISS warns below) and most vectors a cell to train k-means on: 256 took twice as long for 2% more recall."""
+"""Fewest (FAISS warns below) and most vectors a cell to train k-means on: 256 took up to twice as long for little."""
 
 CELLS_SEARCHED = 64
 HNSW_LINKS, HNSW_BUILD_BREADTH, HNSW_SEARCH_BREADTH = 32, 80, 256
