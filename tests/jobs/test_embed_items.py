@@ -356,6 +356,13 @@ def test_the_default_configuration_knows_a_tent_from_a_lipstick(lake: Lake):
     assert lake.manifest(ItemContentEmbeddings).fingerprint["dimension"] == "384"
 
 
+def test_the_layer_and_the_pooling_that_were_asked_for_make_the_table(lake: Lake):
+    write_items(lake, ["Two-man dome tent", "Matte red lipstick"])
+    embed_items.run(lake, embed_items.Config(layer=3, pooling="mean_without_first"))
+    expected = "masked mean of layer 3 of 6 without the first token, 500 tokens"
+    assert lake.manifest(ItemContentEmbeddings).fingerprint["pooling"] == expected
+
+
 def test_planning_the_step_does_not_import_torch():
     program = "import sys, jobs.embed_items, jobs.embed_users; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
