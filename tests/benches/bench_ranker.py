@@ -15,7 +15,9 @@ from ranker.losses import log_loss
 from ranker.network_ranker import NetworkRanker, NetworkSettings
 from ranker.ranker import Ranker, Validation
 
-ROWS, USERS, ITEMS, SCALARS, HISTORY, WIDTH = 200_000, 50_000, 20_000, 48, 30, 384
+ROWS, USERS, ITEMS, SCALARS, HISTORY = 200_000, 50_000, 20_000, 48, 30
+WIDTHS = {"content": 384, "learn": 64}
+"""Of the pairs of vectors."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def draw_frame() -> pl.DataFrame:
                 "brand": pl.Series(item % 2000).cast(pl.String),
                 **{f"count_{n}": rng.poisson(3, ROWS) for n in range(SCALARS // 2)},
                 **{f"rate_{n}": rng.random(ROWS) for n in range(SCALARS // 2)},
-                "user_vector_id": user,
-                "item_vector_id": item,
+                **{f"user_{pair}_vector_id": user for pair in WIDTHS},
+                **{f"item_{pair}_vector_id": item for pair in WIDTHS},
                 "clicked": clicked,
                 "converted": clicked & (rng.random(ROWS) < 0.2),
             }
@@ -64,18 +66,24 @@ def test_rows_per_second() -> None:
     frame = draw_frame()
     roles = {"category": "categorical", "brand": "categorical", "history": "history"}
     roles |= {name: name.split("_")[0] for name in frame.columns if name.startswith(("count_", "rate_"))}
-    vectors = {"user_vector_id": "vector_id", "item_vector_id": "vector_id"}
     rng = np.random.default_rng(1)
     matrices = {
-        name: Matrix(rng.normal(size=(count, WIDTH)).astype(np.float32) / WIDTH**0.5, {"model_id": "noise"})
-        for name, count in (("user_vector_id", USERS), ("item_vector_id", ITEMS))
+        f"{side}_{pair}_vector_id": Matrix(
+            rng.normal(size=(count, width)).astype(np.float32) / width**0.5, {"model_id": "noise"}
+        )
+        for pair, width in WIDTHS.items()
+        for side, count in (("user", USERS), ("item", ITEMS))
     }
+    learn = roles | dict.fromkeys(matrices, "vector_id")
+    content = {name: role for name, role in learn.items() if "learn" not in name}
     fit_settings = FitSettings(passes=1, evaluations_per_pass=1)
     rankers: dict[str, tuple[dict[str, str], Ranker, int]] = {
         "base": (roles, NetworkRanker(NetworkSettings(), fit_settings), ROWS),
-        "content": (roles | vectors, NetworkRanker(NetworkSettings(auxiliary="detached"), fit_settings), ROWS),
+        "content": (content, NetworkRanker(NetworkSettings(auxiliary="detached"), fit_settings), ROWS),
+        "learn": (learn, NetworkRanker(NetworkSettings(auxiliary="detached"), fit_settings), ROWS),
         "gbdt_base": (roles, GbdtRanker(GbdtSettings(num_rounds=40)), 40 * ROWS),
-        "gbdt_content": (roles | vectors, GbdtRanker(GbdtSettings(num_rounds=40)), 40 * ROWS),
+        "gbdt_content": (content, GbdtRanker(GbdtSettings(num_rounds=40)), 40 * ROWS),
+        "gbdt_learn": (learn, GbdtRanker(GbdtSettings(num_rounds=40)), 40 * ROWS),
     }
     for name, (its_roles, ranker, rows_read) in rankers.items():
         encoder = FeatureEncoder.fit(FeatureColumns.from_roles(its_roles), frame.lazy(), history_length=HISTORY)
