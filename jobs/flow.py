@@ -8,6 +8,7 @@ step is skipped. What a step saw is written to `<lake>/ledger/<step>.json`.
 import importlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def run_steps(
         seconds = time.monotonic() - started
         entry = _observe(lake, one, config).model_copy(update={"seconds": seconds})
         path = lake.folder("ledger") / f"{one.name}.json"
-        aside = path.with_suffix(".tmp")
+        aside = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may train one model, and end together
         aside.write_text(entry.model_dump_json(indent=2))
         aside.replace(path)
         logger.info("%s: done in %.1f s", one.name, seconds)

@@ -3,7 +3,10 @@
 import datetime as dt
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,6 +235,26 @@ def test_a_run_leaves_nothing_behind_but_the_model(fitted_lake: Lake):
     assert list((fitted_lake.root / "scratch").iterdir()) == []
     (model,) = (fitted_lake.root / "embedders" / "learn").iterdir()
     assert sorted(path.name for path in model.iterdir()) == ["learn.json", "network.pt"]
+
+
+def test_several_processes_train_one_model_and_one_of_them_writes_it(learn_lake: Lake, tmp_path: Path):
+    without_model(learn_lake)
+    flags = [f"--set=fit_embedder.{key}={value}" for key, value in {**FITTED, "epochs": 2}.items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "jobs", "run", "fit_embedder", "--lake", str(learn_lake.root), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 2 of at most 2") == 2
+    assert learn_lake.manifest(EmbedderCurves).version == 1
+    assert len(learn_lake.read(EmbedderCurves)) == 2
+    assert fitted_learn(learn_lake) is not None
+    assert [path.name for path in (learn_lake.root / "ledger").iterdir()] == ["fit_embedder.json"]
 
 
 def test_a_lake_may_do_without_learn_and_come_back_to_it(learn_lake: Lake):
