@@ -42,14 +42,25 @@ def unit_norm(vectors_ND: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors_ND, dim=1)
 
 
-def batches_by_length(lengths_N: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+def batches_by_length(
+    lengths_N: NDArray[np.int64], batch_size: int, most_tokens: int | None = None
+) -> Iterator[NDArray[np.int64]]:
     """Positions of texts of like length together, so that little is padding.
 
     The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
+
+    Args:
+        lengths_N: tokens of each text, at least 1.
+        batch_size: most texts of a batch.
+        most_tokens: most tokens of a batch, padding included; a longer text is a batch by itself.
     """
     order = np.argsort(-lengths_N, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        longest = int(lengths_N[order[start]])
+        size = batch_size if most_tokens is None else max(1, min(batch_size, most_tokens // longest))
+        yield order[start : start + size]
+        start += size
 
 
 def padded(token_ids: list[NDArray[np.int64]], padding_id: int) -> tuple[Tensor, Tensor]:

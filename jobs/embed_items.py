@@ -63,10 +63,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. Auto is bfloat16 on a GPU; name one where machines of both kinds run this job.
 
-    On a CPU with AMX (Intel from 2023 on) bfloat16 is twice as fast as float32 or more, on others slower.
+    On a CPU with AMX (Intel servers from 2023 on) bfloat16 is two to three times as fast as float32; on others slower.
     """
     batch_size: PositiveInt = 64
-    """Texts per forward pass."""
+    """Most texts per forward pass; a CPU takes fewer of long ones."""
     shard_size: PositiveInt = 1024
     """Distinct texts per commit: what a killed job loses at most."""
 

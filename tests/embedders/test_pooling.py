@@ -46,6 +46,15 @@ def test_batches_hold_every_text_once_longest_first():
     assert batches == [[1, 3], [4, 0], [2]]
 
 
+def test_batches_of_long_texts_are_smaller_and_one_too_long_is_alone():
+    lengths_N = np.array([3, 9, 1, 30, 4, 4, 1, 1])
+    batches = [batch.tolist() for batch in batches_by_length(lengths_N, 3, most_tokens=12)]
+    assert batches == [[3], [1], [4, 5, 0], [2, 6, 7]]
+    padded_sizes = [len(batch) * lengths_N[batch].max() for batch in map(np.array, batches)]
+    assert max(padded_sizes[1:]) <= 12
+    assert sorted(text for batch in batches for text in batch) == list(range(8))
+
+
 def test_padding_is_on_the_right_and_masked():
     ids_NL, mask_NL = padded([np.array([5, 6, 7]), np.array([8])], padding_id=2)
     assert ids_NL.tolist() == [[5, 6, 7], [8, 2, 2]]
