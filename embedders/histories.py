@@ -5,9 +5,9 @@
     stage 2:    10 positions of each, the newest more often (`embedders.contrastive.sample_positions`)
 
 What we keep: the chronological cut, both stages, the lengths. What differs, or is our proposal [NF->P]:
-    the paper cuts everyone at one calendar date (9 months | 1 month); beside that (`cut_time`) there is a random cut
-    per user and epoch, drawn as the official code draws it for its Amazon runs, because short logs have too few users
-    with events on both sides of any one date
+    the paper cuts everyone at one calendar date (9 months | 1 month); beside that there is a random cut per user and
+    epoch, drawn as the official code draws it for its Amazon runs, because short logs have too few users with events
+    on both sides of any one date. It may fall inside a basket: cuts between days only were worse on a retail log
     users of like length share a batch, which saves padding and does not change what a pair is
 
 Letters: U users, E interactions of all users, B users of a batch, L history length, T targets.

@@ -47,6 +47,9 @@ class LearnShape:
     """Items that the user tower reads; of a longer history the newest."""
     positions: bool = False
     """Learnt position embeddings: the official code has none."""
+    residual: bool = False
+    """Add the content's principal components, averaged over the positions so far, to the projection [NF->P]: the
+    network starts at the quality of the mean of the history, where a short log would never let it arrive."""
     item_tower: ItemTower = "sequence"
     """(a) sequence: targets as one causal sequence in training, each alone at serving; (b) single: each alone in both;
     (c) content: the content vector itself, so that `output_dim` must be the content width."""
@@ -54,7 +57,7 @@ class LearnShape:
 
 SHAPES: Mapping[str, LearnShape] = {
     "tiny": LearnShape(num_layers=1, num_heads=2, hidden=32, feedforward=64, output_dim=16),
-    "small": LearnShape(),
+    "small": LearnShape(residual=True),
     "amazon": LearnShape(num_layers=4, num_heads=12, hidden=768, feedforward=3072, output_dim=64),
     "paper": LearnShape(num_layers=12, num_heads=12, hidden=768, feedforward=3072, output_dim=64),
 }
@@ -139,6 +142,7 @@ class LearnNetwork(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, shape.num_layers, enable_nested_tensor=False)
         self.projection = nn.Linear(shape.hidden, shape.output_dim)
+        self.shortcut = nn.Linear(inputs.width, shape.output_dim, bias=False) if shape.residual else None
         for module in (self.adaptor, self.position, self.encoder, self.projection):
             if module is not None:
                 module.apply(_initialise)
@@ -156,6 +160,12 @@ class LearnNetwork(nn.Module):
         deviation_C = content_NC.std(axis=0, dtype=np.float64)
         self.content_mean_C = torch.tensor(content_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
         self.content_scale_C = torch.tensor(1.0 / np.maximum(deviation_C, 1e-6), dtype=torch.float32)
+        if self.shortcut is not None:
+            standard_NC = torch.from_numpy(content_NC) * 1.0
+            standard_NC = (standard_NC - self.content_mean_C) * self.content_scale_C
+            _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending
+            with torch.no_grad():
+                self.shortcut.weight[:] = directions_CC[:, -self.shape.output_dim :].T
 
     def forward(self, history_BL: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:
         """One training step's vectors: users [B, L, d] at every history position, targets [B, T, d]."""
@@ -193,14 +203,19 @@ class LearnNetwork(nn.Module):
 
     def _aligned(self, content_BLC: Tensor) -> Tensor:
         """Content adaptor, causal encoder, projection, unit norm."""
-        hidden_BLH = self.adaptor((content_BLC - self.content_mean_C) * self.content_scale_C)
+        content_BLC = (content_BLC - self.content_mean_C) * self.content_scale_C
+        hidden_BLH = self.adaptor(content_BLC)
         length = hidden_BLH.shape[1]
         if self.position is not None:
             hidden_BLH = hidden_BLH + self.position.weight[:length]
         # padding stands on the right, so the causal mask already hides it from every real position
         mask_LL = nn.Transformer.generate_square_subsequent_mask(length, device=hidden_BLH.device)
         hidden_BLH = self.encoder(hidden_BLH, mask=mask_LL, is_causal=True)
-        return functional.normalize(self.projection(hidden_BLH).float(), dim=-1)
+        aligned_BLd = self.projection(hidden_BLH).float()
+        if self.shortcut is not None:
+            so_far_L1 = torch.arange(1, length + 1, device=hidden_BLH.device).unsqueeze(1)
+            aligned_BLd = aligned_BLd + self.shortcut(content_BLC).float().cumsum(dim=1) / so_far_L1
+        return functional.normalize(aligned_BLd, dim=-1)
 
 
 def _initialise(module: nn.Module) -> None:

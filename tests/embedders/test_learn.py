@@ -113,3 +113,28 @@ def test_standardised_content_is_seen_with_mean_0_and_deviation_1_whatever_cone_
     constant = np.ones((50, 16), np.float32)
     plain.standardise(constant)
     assert plain.items(torch.arange(50)).isfinite().all(), "a coordinate that never differs"
+
+
+def test_with_the_residual_the_network_starts_as_the_mean_of_the_histories_principal_components() -> None:
+    one = network(residual=True, output_dim=16)  # as many components as coordinates: a rotation, which keeps cosines
+    one.standardise(CONTENT)
+    for weight in one.projection.parameters():
+        torch.nn.init.zeros_(weight)
+    standard = (CONTENT - CONTENT.mean(axis=0)) / CONTENT.std(axis=0)
+    mean = standard[[3, 7, 9]].mean(axis=0)
+    expected = standard @ mean / np.linalg.norm(standard, axis=1) / np.linalg.norm(mean)
+    found = (one.items(torch.arange(50)) @ one.last_users(rows([3, 7, 9]))[0]).detach()
+    assert np.allclose(found.numpy(), expected, atol=1e-5)
+    half = network(residual=True, output_dim=8)
+    half.standardise(CONTENT)
+    assert half.shortcut is not None
+    axes = np.linalg.svd(standard, full_matrices=False)[2][:8]
+    spanned = half.shortcut.weight.detach().numpy()
+    assert np.allclose(spanned.T @ spanned, axes.T @ axes, atol=1e-3), "the directions in which items differ most"
+
+
+def test_with_the_residual_no_user_vector_sees_a_later_item() -> None:
+    one = network(residual=True)
+    one.standardise(CONTENT)
+    before, after = one.users(rows([1, 2, 3, 4, 5])), one.users(rows([1, 2, 3, 9, 8]))
+    assert torch.equal(before[0, :3], after[0, :3])
