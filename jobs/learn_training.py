@@ -159,6 +159,7 @@ def _fit(
                 objective=config.objective,
                 cut=Cut(max_history=network.shape.max_history),
                 pair_sampling=config.pair_sampling,
+                scale=config.scale,
                 epochs=config.epochs,
                 patience=config.patience,
                 batch_size=config.batch_size,

@@ -11,7 +11,7 @@ Protocols
               only, the others are tested, and everybody's first three quarters train
 Full ranking over the catalogue, history not filtered, optimistic ties. Each (variant, seed) is one file in RUNS and is
 not run again. The learning rate is chosen per input and objective among three by the recall of
-validation targets (seed 0, `--tuning-epochs`).
+validation targets (seed 0, `--tuning-epochs`; 0: the first of them for all).
 
 VECTORS holds <data>_<input>.npy, one row per item in the order of the data set's items.parquet.
 """
@@ -66,24 +66,20 @@ class Variant:
     pair_sampling: str = "recency"
     hidden: int = 128
     output_dim: int = 64
-    standardise: bool = True
+    residual: bool = False
 
 
 def variants_of(protocol: str, llm: str) -> dict[str, Variant]:
     """The rows of a protocol's table."""
-    found = {
-        "no alignment, minilm": Variant("minilm", None),
-        f"no alignment, {llm}": Variant(llm, None),
-        # SASRec: a learnt table on both sides, positions, every position against the whole catalogue
-        "SASRec (id)": Variant("id", "next_item", "content", positions=True, hidden=64),
-    }
+    found = {"no alignment, minilm": Variant("minilm", None), f"no alignment, {llm}": Variant(llm, None)}
     if protocol == "next":
+        # SASRec: a learnt table on both sides, positions, every position against the whole catalogue
+        found["SASRec (id)"] = Variant("id", "next_item", "content", positions=True, hidden=64)
         for name in ("id", "minilm", llm):
             found[f"{name}, in-batch"] = Variant(name, "single")
             found[f"{name}, full softmax"] = Variant(name, "next_item")
-        found["minilm, full softmax, positions"] = Variant("minilm", "next_item", positions=True)
-        found["minilm, full softmax, not standardised"] = Variant("minilm", "next_item", standardise=False)
-        found[f"{llm}, full softmax, not standardised"] = Variant(llm, "next_item", standardise=False)
+        for name in ("minilm", llm):
+            found[f"{name}, full softmax, residual"] = Variant(name, "next_item", residual=True)
         return found
     found["minilm, tower (c)"] = Variant("minilm", "dense", "content", output_dim=384)
     found["minilm, tower (b)"] = Variant("minilm", "dense", "single")
@@ -91,6 +87,7 @@ def variants_of(protocol: str, llm: str) -> dict[str, Variant]:
     found["minilm, tower (a), uniform pairs"] = Variant("minilm", "dense", "sequence", pair_sampling="uniform")
     found["id, tower (a)"] = Variant("id", "dense", "sequence")
     found[f"{llm}, tower (a)"] = Variant(llm, "dense", "sequence")
+    found["minilm, tower (a), residual"] = Variant("minilm", "dense", "sequence", residual=True)
     return found
 
 
@@ -183,14 +180,14 @@ def train(
         max_history=MAX_HISTORY,
         positions=variant.positions,
         item_tower=variant.tower,
+        residual=variant.residual,
     )
     if variant.input == "id":
         network = LearnNetwork(IdTable(split.num_items, variant.output_dim), shape)
     else:
         content = np.load(vectors / f"{data}_{variant.input}.npy")
         network = LearnNetwork(FrozenContent(content), shape)
-        if variant.standardise:
-            network.standardise(content)
+        network.standardise(content)
     assert variant.objective is not None
     settings = LearnSettings(
         objective=variant.objective,
@@ -199,6 +196,7 @@ def train(
         epochs=epochs,
         patience=4,
         learning_rate=rate,
+        batch_size=128,
         weight_decay=1e-2,
         precision="bfloat16",
         seed=seed,
@@ -267,6 +265,8 @@ def judge_means(variant: Variant, split: Split, arguments: argparse.Namespace) -
 
 def tuned(variant: Variant, split: Split, arguments: argparse.Namespace, folder: Path) -> float:
     """The learning rate with the best validation recall, from seed 0: for each input and objective, not each tower."""
+    if arguments.tuning_epochs == 0:
+        return LEARNING_RATES[0]
     found = {}
     for rate in LEARNING_RATES:
         print(f"    learning rate {rate}", flush=True)
