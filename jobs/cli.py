@@ -98,8 +98,8 @@ def plan(config: ConfigOption = None, lake: LakeOption = None, settings: SetOpti
     table = Table(title=f"lake {store.root}", title_justify="left", show_lines=True)
     for column, options in (
         ("step", {"no_wrap": True, "style": "bold"}),
-        ("reads", {}),
-        ("writes", {}),
+        ("reads", {"overflow": "fold"}),
+        ("writes", {"overflow": "fold"}),
         ("state", {}),
     ):
         table.add_column(column, **options)  # type: ignore[arg-type]
