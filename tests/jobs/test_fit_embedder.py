@@ -247,7 +247,12 @@ def test_several_processes_train_one_model_and_one_of_them_writes_it(learn_lake:
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "ACCELERATE_USE_CPU": "true",
+            "GLOO_SOCKET_IFNAME": "lo",  # the machine's own name need not resolve
+        },
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 2 of at most 2") == 2
