@@ -161,8 +161,7 @@ class LearnNetwork(nn.Module):
         self.content_mean_C = torch.tensor(content_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
         self.content_scale_C = torch.tensor(1.0 / np.maximum(deviation_C, 1e-6), dtype=torch.float32)
         if self.shortcut is not None:
-            standard_NC = torch.from_numpy(content_NC) * 1.0
-            standard_NC = (standard_NC - self.content_mean_C) * self.content_scale_C
+            standard_NC = torch.from_numpy((content_NC - self.content_mean_C.numpy()) * self.content_scale_C.numpy())
             _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending
             with torch.no_grad():
                 self.shortcut.weight[:] = directions_CC[:, -self.shape.output_dim :].T
