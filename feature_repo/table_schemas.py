@@ -351,6 +351,15 @@ class ItemSegments(dy.Schema):
     num_interactions = _count()
 
 
+class ImpressionSegments(dy.Schema):
+    """One row per impression of the test split. A String column for each kind of segment follows (null: in none).
+
+    What is true of the user and the item is taken as of the start of the test window, never from the test itself.
+    """
+
+    impression_id = _key()
+
+
 class Predictions(dy.Schema):
     """One row per impression: the label and a model's scores. All that evaluation reads, whoever made the model."""
 
@@ -372,6 +381,10 @@ class RankerPredictions(Predictions):
 
     ranker = _key()
     seed = dy.Int64(primary_key=True)
+
+
+class ValidationPredictions(RankerPredictions):
+    """One row per (ranker, seed, impression) of the validation split: what probabilities are recalibrated on."""
 
 
 class TrainingCurves(dy.Schema):
@@ -411,4 +424,59 @@ class SegmentMetrics(dy.Schema):
     gain_low = dy.Float64(nullable=True)
     gain_high = dy.Float64(nullable=True)
     p_value = dy.Float64(nullable=True, min=0.0, max=1.0)  # Holm-adjusted over the segments of one table
+    minimum_detectable = dy.Float64(nullable=True, min=0.0)  # gain found with power 0.8 at level 0.05, before Holm
     verdict = dy.String(nullable=True)  # better | worse | no difference | cannot tell
+
+
+class CalibrationMetrics(dy.Schema):
+    """One row per (ranker, label, segment kind, segment, method): are the probabilities right?"""
+
+    ranker = _key()
+    label = _key()
+    segment_kind = _key()
+    segment = _key()
+    method = _key()  # as scored | isotonic | platt; fitted on the validation split, judged on the test split
+    num_impressions = _count()
+    num_positives = _count()
+    num_seeds = dy.Int64(nullable=False, min=1)  # every figure is the mean over them
+    mean_predicted = _probability()
+    observed_rate = _probability()
+    predicted_over_observed = dy.Float64(nullable=True, min=0.0)  # null without positives
+    log_loss = dy.Float64(nullable=False, min=0.0)  # nats per impression
+    normalised_entropy = dy.Float64(nullable=True, min=0.0)  # null where one class is missing
+    expected_calibration_error = _probability()
+
+
+class FeatureGroupValues(dy.Schema):
+    """One row per (ranker, feature group, method, segment kind, segment, metric): what the group is worth, on clicks.
+
+    `value_lost` is the metric with the group minus the metric without it: positive where the group helps.
+    """
+
+    ranker = _key()
+    feature_group = _key()
+    method = _key()  # retrained: trained again without the group | permuted: its values shuffled within each user
+    segment_kind = _key()
+    segment = _key()
+    metric = _key()  # uauc | wuauc
+    value_with = dy.Float64(nullable=True, min=0.0, max=1.0)
+    value_without = dy.Float64(nullable=True, min=0.0, max=1.0)
+    value_lost = dy.Float64(nullable=True)
+    low = dy.Float64(nullable=True)
+    high = dy.Float64(nullable=True)
+    p_value = dy.Float64(nullable=True, min=0.0, max=1.0)  # Holm-adjusted over the segments
+    verdict = dy.String(nullable=True)  # helps | hurts | no difference | cannot tell
+    num_users = _count()
+    num_seeds = dy.Int64(nullable=False, min=1)
+
+
+class FeatureGroupCosts(dy.Schema):
+    """One row per (ranker, feature group): what having it costs."""
+
+    ranker = _key()
+    feature_group = _key()
+    num_features = _count()
+    seconds_to_make = dy.Float64(nullable=True, min=0.0)  # of the steps that make it, when they last ran; null: given
+    num_bytes_online = dy.Int64(nullable=True, min=0)  # in the online store, all entities; null where not published
+    rows_per_second_with = dy.Float64(nullable=True, min=0.0)  # scored by the ranker
+    rows_per_second_without = dy.Float64(nullable=True, min=0.0)

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from feature_repo.table_schemas import TrainingExamples
+from feature_repo.table_schemas import ImpressionSegments, TrainingExamples
 from jobs.admission import TableError
 from jobs.table_writer import MANIFEST, Manifest, TableWriter, table_name
 from jobs.vector_matrix import VectorMatrix, open_vector_matrix, write_vector_matrix
@@ -28,8 +28,8 @@ __all__ = ["Lake", "Manifest", "TableError", "TableWriter", "VectorMatrix", "tab
 
 S = TypeVar("S", bound=dy.Schema)
 
-OPEN_TABLES: tuple[type[dy.Schema], ...] = (TrainingExamples,)
-"""Tables that keep columns beyond the declared ones: their features depend on the feature services joined."""
+OPEN_TABLES: tuple[type[dy.Schema], ...] = (TrainingExamples, ImpressionSegments)
+"""Tables that keep columns beyond the declared ones: features of the services joined, kinds of segments configured."""
 
 ROWS_PER_SHARD = 500_000
 """Rows of one shard when a whole frame is written: a shard of the widest table stays below 1 GB in memory."""
