@@ -84,6 +84,35 @@ def full_softmax_loss(user_Md: Tensor, item_M: Tensor, catalogue_Nd: Tensor, *, 
         return functional.cross_entropy(scale * (user_Md.float() @ catalogue_Nd.float().T), item_M)
 
 
+def sampled_softmax_loss(
+    user_Md: Tensor,
+    positive_Md: Tensor,
+    item_M: Tensor,
+    negative_Kd: Tensor,
+    negative_K: Tensor,
+    *,
+    scale: float = SCALE,
+) -> Tensor:
+    """Cross-entropy of each target against K items drawn uniformly from the catalogue: full softmax made cheap [NF->P].
+
+    All users share the draw. Where it holds a user's own target, that column is left out for them. A uniform draw needs
+    no correction: what is left out of the sum is the same share for every item.
+
+    Args:
+        user_Md: M user vectors, unit norm.
+        positive_Md: the vector of each one's target, unit norm, with gradient.
+        item_M: the row of that target in the catalogue.
+        negative_Kd: the drawn items, unit norm, with gradient.
+        negative_K: their rows in the catalogue.
+    """
+    with _float32(user_Md):
+        users_Md = user_Md.float()
+        positive_M1 = scale * (users_Md * positive_Md.float()).sum(dim=1, keepdim=True)
+        negatives_MK = scale * (users_Md @ negative_Kd.float().T)
+        negatives_MK = negatives_MK.masked_fill(item_M.unsqueeze(1) == negative_K, -torch.inf)
+        return (torch.logsumexp(torch.cat([positive_M1, negatives_MK], dim=1), dim=1) - positive_M1[:, 0]).mean()
+
+
 def _float32(like: Tensor) -> torch.autocast:
     """No bf16 here, whatever the towers ran in: at scale 20 it would be 0.1 off in a logit."""
     return torch.autocast(like.device.type, enabled=False)

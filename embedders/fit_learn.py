@@ -18,7 +18,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from embedders.contrastive import SCALE, dense_all_action_loss, full_softmax_loss, sample_positions
+from embedders.contrastive import (
+    SCALE,
+    dense_all_action_loss,
+    full_softmax_loss,
+    sample_positions,
+    sampled_softmax_loss,
+)
 from embedders.histories import PADDING, Cut, CutBatch, Passes, Sequences
 from embedders.learn import LearnNetwork
 
@@ -39,6 +45,8 @@ class LearnSettings:
     single: the last position against one target, negatives from the batch (the official code's Amazon pretraining).
     full_softmax: the last position against the whole catalogue (its finetuning).
     next_item: every position against the whole catalogue (SASRec's, as a baseline)."""
+    num_negatives: int | None = None
+    """next_item only: items drawn uniformly in each step, in place of the whole catalogue [NF->P]. None: all."""
     cut: Cut = field(default_factory=Cut)
     """How users are divided into history and targets; next_item does not divide them."""
     num_positions: int = 10
@@ -257,8 +265,15 @@ class _TrainingStep(nn.Module):
         users_BLd = self.network.users(sequence_BL[:, :-1])
         next_BL = sequence_BL[:, 1:]
         is_there_BL = next_BL != PADDING
-        catalogue_Nd = self.network.items(torch.arange(self.num_items, device=history_BL.device))
-        return full_softmax_loss(users_BLd[is_there_BL], next_BL[is_there_BL], catalogue_Nd, scale=self.settings.scale)
+        users_Md, next_M = users_BLd[is_there_BL], next_BL[is_there_BL]
+        if self.settings.num_negatives is None:
+            catalogue_Nd = self.network.items(torch.arange(self.num_items, device=history_BL.device))
+            return full_softmax_loss(users_Md, next_M, catalogue_Nd, scale=self.settings.scale)
+        drawn_K = torch.randperm(self.num_items, device=history_BL.device)[: self.settings.num_negatives]
+        distinct, place_M = torch.unique(next_M, return_inverse=True)
+        positive_Md = self.network.items(distinct)[place_M]
+        drawn_Kd = self.network.items(drawn_K)
+        return sampled_softmax_loss(users_Md, positive_Md, next_M, drawn_Kd, drawn_K, scale=self.settings.scale)
 
 
 def _tensors(batch: CutBatch, device: torch.device) -> tuple[Tensor, Tensor]:

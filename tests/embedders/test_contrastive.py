@@ -10,6 +10,7 @@ from embedders.contrastive import (
     full_softmax_loss,
     recency_weights,
     sample_positions,
+    sampled_softmax_loss,
 )
 
 
@@ -112,6 +113,22 @@ def test_the_full_softmax_is_the_cross_entropy_over_the_catalogue() -> None:
     probabilities = (20 * users @ catalogue.T).softmax(dim=1)
     expected = -torch.stack([probabilities[row, item].log() for row, item in enumerate([0, 8, 3, 3])]).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_sampled_softmax_over_the_whole_catalogue_is_the_full_softmax() -> None:
+    users, catalogue, item = unit(6, 8), unit(9, 8, seed=1), torch.tensor([0, 8, 3, 3, 1, 5])
+    drawn = torch.randperm(9, generator=torch.Generator().manual_seed(2))
+    sampled = sampled_softmax_loss(users, catalogue[item], item, catalogue[drawn], drawn)
+    assert sampled.item() == pytest.approx(full_softmax_loss(users, item, catalogue).item(), rel=1e-5)
+
+
+def test_a_drawn_item_that_is_the_target_is_no_negative() -> None:
+    user, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    target = torch.tensor([[0.8, 0.6]])
+    loss = sampled_softmax_loss(
+        user, target, torch.tensor([4]), torch.cat([target, other]), torch.tensor([4, 7]), scale=2.0
+    )
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(2 * (0.6 - 0.8))), abs=1e-6)
 
 
 def test_recency_weights_are_those_of_the_paper() -> None:

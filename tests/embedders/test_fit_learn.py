@@ -54,6 +54,13 @@ def test_every_objective_learns_what_users_have_in_common_and_tells_new_items_by
     assert share_of_new_items_with_the_right_parity(network) >= 0.9
 
 
+def test_a_sample_of_the_catalogue_teaches_next_item_as_well() -> None:
+    network = make()
+    settings = LearnSettings(objective="next_item", num_negatives=8, epochs=12, batch_size=32)
+    fit_learn(network, world(), settings, num_items=NUM_ITEMS)
+    assert share_of_new_items_with_the_right_parity(network) >= 0.9
+
+
 @pytest.mark.parametrize("tower", ["single", "content"])
 def test_the_other_item_towers_learn_too(tower: str) -> None:
     shape = LearnShape(1, 2, 32, 64, WIDTH, item_tower=tower)  # type: ignore[arg-type]
