@@ -252,6 +252,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, variant in variants_of(arguments.protocol, arguments.llm).items():
         if arguments.only and not any(part in name for part in arguments.only):
             continue
+        if arguments.exactly and name not in arguments.exactly:
+            continue
         for seed in arguments.seeds if variant.objective else [0]:
             path = folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}.npz"
             if path.exists():
@@ -369,6 +371,7 @@ def main() -> None:
     runs.add_argument("--tuning-epochs", type=int, default=40)
     runs.add_argument("--llm", default="smollm2_L08_nofirst", help="matrix of the decoder's vectors")
     runs.add_argument("--only", nargs="+", help="variants whose name contains one of these")
+    runs.add_argument("--exactly", nargs="+", help="variants of these names")
     runs.add_argument("--vectors", type=Path, required=True)
     runs.add_argument("--out", type=Path, required=True)
     runs.set_defaults(do=run)
