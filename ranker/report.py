@@ -7,16 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import dataframely as dy
 import jinja2
 from markupsafe import Markup
 
-from feature_repo.table_schemas import SegmentMetrics, TrainingCurves
+from feature_repo.table_schemas import (
+    CalibrationMetrics,
+    EmbedderCurves,
+    FeatureGroupCosts,
+    FeatureGroupValues,
+    SegmentMetrics,
+    TrainingCurves,
+)
 from ranker.calibration import Calibration
 from ranker.judged_runs import LABELS
 from ranker.report_tables import calibration_rows, curves_by_ranker, forest_points, segment_table, size_rows
 from ranker.wording import CEILING, DEFINITIONS, LABEL_NAMES, METRIC_NAMES, verdict
+
+if TYPE_CHECKING:
+    from ranker.calibration import ScoreHistogram
 
 FOREST_METRICS = ("uauc", "wuauc")
 
@@ -56,6 +67,15 @@ class ReportData:
     configuration: str = ""
     notes: Sequence[str] = ()
     """What was found and mended while reading the input."""
+    calibration_metrics: dy.DataFrame[CalibrationMetrics] | None = None
+    """As scored and recalibrated, overall and by segment."""
+    recalibrations: Mapping[tuple[str, str, str], Sequence[Calibration]] = field(default_factory=dict)
+    """By (label, ranker, method), all impressions: the bins of the recalibrated reliability curves, one a seed."""
+    histograms: "Mapping[tuple[str, str], ScoreHistogram]" = field(default_factory=dict)
+    """By (label, ranker): positives and negatives by score."""
+    embedder_curves: dy.DataFrame[EmbedderCurves] | None = None
+    feature_group_values: dy.DataFrame[FeatureGroupValues] | None = None
+    feature_group_costs: dy.DataFrame[FeatureGroupCosts] | None = None
 
 
 def render(data: ReportData) -> str:
