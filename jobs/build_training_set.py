@@ -113,6 +113,7 @@ def run(lake: Lake, config: Config) -> None:
                 TrainingExamples,
                 metadata={
                     "services": plan.services,
+                    "origins": plan.origins,
                     "vectors": {one.id_feature: one.matrix for one in plan.vectors.values()},
                     "conversion_window_days": conversion_window / timedelta(days=1),
                 },

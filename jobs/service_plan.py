@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -43,6 +43,7 @@ class ServicePlan:
         join_keys: {column of the entity frame: column of the impressions}.
         vectors: what is looked up afterwards, by matrix.
         late_views: on-demand views that read vectors, computed after the look-up.
+        sources: feature -> its view, then the stored views that it is made of.
     """
 
     services: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class ServicePlan:
     join_keys: dict[str, str] = field(default_factory=dict)
     vectors: dict[str, LateVector] = field(default_factory=dict)
     late_views: dict[str, OnDemandFeatureView] = field(default_factory=dict)
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def features(self) -> list[str]:
@@ -62,6 +64,28 @@ class ServicePlan:
         """Lake tables that the join and the look-up read; a team's own views have none."""
         joined = {str(view.tags["lake_table"]) for view in self.views.values() if "lake_table" in view.tags}
         return joined | {one.table for one in self.vectors.values()}
+
+    @property
+    def origins(self) -> dict[str, dict[str, Any]]:
+        """Feature -> `view`, the stored `views` it is made of, their lake `tables`, and the ids (`keys`) it is by.
+
+        Plain values: the metadata of the training set, which `ranker.feature_groups` reads.
+        """
+        tables = {name: view.tags.get("lake_table") for name, view in self.views.items()}
+        tables |= {one.matrix: one.table for one in self.vectors.values()}
+        keys = {
+            name: {self.join_keys[key] for key in view.join_keys if key in self.join_keys}
+            for name, view in self.views.items()
+        }
+        return {
+            feature: {
+                "view": self.sources[feature][0],
+                "views": sorted({*self.sources[feature][1:]}),
+                "tables": sorted({table for view in self.sources[feature] if (table := tables.get(view))}),
+                "keys": sorted({key for view in self.sources[feature] for key in keys.get(view, ())}),
+            }
+            for feature in self.features
+        }
 
     @property
     def joined_features(self) -> list[str]:
@@ -125,12 +149,12 @@ def _add_view(
         if one.name not in wanted:
             continue
         role = _role(one, view)
-        source, column = view, one.name
-        if role == "vector":
-            source, column, role = *_add_vector(plan, one, view, views), "vector_id"
-        elif role == "vector_id":
-            _add_vector(plan, one, view, views)
+        source, column, stored = view, one.name, [view.name]
+        if role in ("vector", "vector_id"):
+            source, column, matrix = _add_vector(plan, one, view, views)
+            role, stored = "vector_id", [source.name, matrix]
         _add_ref(plan, source, column)
+        plan.sources[column] = (source.name, *stored)
         columns[column] = (role, source.name)
     return columns
 
@@ -150,20 +174,23 @@ def _add_on_demand(
         if str(getattr(view.mode, "value", view.mode)) != "python":
             raise ValueError(f"build_training_set: {view.name} reads vectors, so it must have mode='python'")
         plan.late_views[view.name] = view
-        for source, one in inputs:
-            _add_view(plan, source, [one.name], views)
+        read = [column for source, one in inputs for column in _add_view(plan, source, [one.name], views)]
+        stored = [name for column in read for name in plan.sources[column][1:]]
     else:
         plan.refs.extend(f"{view.name}:{name}" for name in wanted if f"{view.name}:{name}" not in plan.refs)
         for source, _ in inputs:
             plan.views[source.name] = source
+        stored = [source.name for source, _ in inputs]
+    plan.sources |= dict.fromkeys(wanted, (view.name, *stored))
     role = view.tags.get("role", "scalar")
     return dict.fromkeys(wanted, (role, view.name))
 
 
 def _add_vector(
     plan: ServicePlan, one: Field, view: FeatureView, views: dict[str, FeatureView]
-) -> tuple[FeatureView, str]:
-    """Plan the look-up that the field (a vector, or the id of one) belongs to; returns view and name of the id."""
+) -> tuple[FeatureView, str, str]:
+    """Plan the look-up that the field (a vector, or the id of one) belongs to; returns view and name of the id, and
+    the name of the view that holds the vector."""
     matrix = one.tags.get("matrix")
     id_view, id_field = _field_of(matrix, "vector_id", views, view, one)
     vector_view, vector_field = _field_of(matrix, "vector", views, view, one)
@@ -174,7 +201,7 @@ def _add_vector(
         table=vector_view.tags["lake_table"],
         fingerprint={key: text for key, text in vector_field.tags.items() if key not in ("made_by", "role", "matrix")},
     )
-    return id_view, id_field.name
+    return id_view, id_field.name, vector_view.name
 
 
 def _field_of(

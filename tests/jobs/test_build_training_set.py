@@ -193,6 +193,32 @@ def test_metadata_says_what_each_service_reads_and_where_vectors_are(built: Lake
     }
 
 
+def test_metadata_says_of_which_views_tables_and_ids_each_feature_is_made(built: Lake) -> None:
+    metadata = built.manifest(TrainingExamples).metadata
+    origins = metadata["origins"]
+    assert set(origins) == set(metadata["services"]["ranker_learn_v1"])
+    assert origins["item_ctr_7d"] == {
+        "view": "item_activity",
+        "views": ["item_activity"],
+        "tables": ["item_activity"],
+        "keys": ["item_id"],
+    }
+    assert origins["category"]["tables"] == ["items"]
+    assert origins["history_item_ids"]["keys"] == ["user_id"]
+    assert origins["user_learn_vector_id"] == {
+        "view": "user_interest_learn_version",
+        "views": ["user_interest_learn", "user_interest_learn_version"],
+        "tables": ["user_learn_interests"],
+        "keys": ["user_id"],
+    }
+    assert origins["user_item_content_cosine"] == {
+        "view": "user_item_content_cosine",
+        "views": ["item_content", "item_content_version", "user_content", "user_content_version"],
+        "tables": ["item_content_embeddings", "user_content_interests"],
+        "keys": ["item_id", "user_id"],
+    }
+
+
 @pytest.mark.parametrize(
     ("matrix", "schema", "id_column", "vector_column"),
     [
