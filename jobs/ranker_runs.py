@@ -1,12 +1,10 @@
-"""The runs of `train_ranker`: encode a feature service once, then train or load each (ranker, setting, seed) on it."""
+"""The runs of `train_ranker`: train or load each (ranker, setting, seed) on its feature service, then score with it."""
 
-import hashlib
 import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,38 +12,26 @@ import numpy as np
 import polars as pl
 import torch
 
-from feature_repo.table_schemas import ItemSegments, RankerPredictions, TrainingCurves, TrainingExamples, UserSegments
+from feature_repo.table_schemas import (
+    ItemSegments,
+    RankerPredictions,
+    TrainingCurves,
+    TrainingExamples,
+    UserSegments,
+    ValidationPredictions,
+)
 from jobs.lake import Lake
 from jobs.progress import progress_bar
 from jobs.ranker_settings import GbdtPlan, Plan, plans
+from jobs.service_examples import ServiceExamples, encode_service
 from jobs.train_ranker import Config, RankerConfig
-from ranker.auc import uauc
-from ranker.batches import EncodedExamples
-from ranker.feature_columns import FeatureColumns, FeatureEncoder
 from ranker.gbdt import GbdtRanker
-from ranker.losses import log_loss
 from ranker.network_ranker import NetworkRanker
-from ranker.ranker import CurveRow, Ranker, Scores, TrainingCurve, Validate, Validation, Watch
+from ranker.ranker import CurveRow, Ranker, Scores, TrainingCurve, Validation, Watch
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_CHUNK = 200_000
-"""Rows whose strings are in memory while they are encoded."""
-
 FINISHED, UNFINISHED = "run.json", "unfinished.pt"
-
-
-@dataclass(frozen=True)
-class ServiceExamples:
-    """All splits of one feature service, encoded."""
-
-    encoder: FeatureEncoder
-    train: EncodedExamples
-    validation: EncodedExamples
-    test: EncodedExamples
-    validate: Validate
-    inputs_digest: str
-    """Of the training set and of how it was encoded."""
 
 
 class Run(NamedTuple):
@@ -71,21 +57,23 @@ def train_all(lake: Lake, config: Config) -> None:
             "Add them to `services` of [build_training_set] (publish_features must know them) and run "
             f"build_training_set again, or leave {list(unknown)} out of `rankers` of [train_ranker]."
         )
-    test = _test_impressions(lake)
+    test, validation = _test_impressions(lake), _validation_impressions(lake)
     curves: list[dict[str, Any]] = []
     described: dict[str, Any] = {}
-    with lake.writer(RankerPredictions) as writer:
+    with lake.writer(RankerPredictions) as writer, lake.writer(ValidationPredictions) as validation_writer:
         for service in dict.fromkeys(one.service for one in config.rankers.values()):
             # one service in memory at a time
-            examples = _encode(lake, service, services[service], config)
+            examples = encode_service(lake, service, services[service], config)
             for name, one in config.rankers.items():
                 if one.service == service:
                     described[name] = {"service": service, **one.model_dump(), "runs": {}}
                     for seed, run in _runs(lake, name, one, examples, config, described[name]):
-                        writer.write_shard(_predictions(test, run.ranker.predict(examples.test), examples, name, seed))
+                        scores = run.ranker.predict(examples.test), run.ranker.predict(examples.validation)
+                        writer.write_shard(_predictions(test, scores[0], examples, name, seed))
+                        validation_writer.write_shard(_predictions(validation, scores[1], examples, name, seed))
                         curves += [{"ranker": name, "seed": seed, **row._asdict()} for row in run.curve]
                         described[name]["runs"][str(seed)] = run.description
-        writer.metadata["rankers"] = described
+        writer.metadata["rankers"] = validation_writer.metadata["rankers"] = described
     frame = pl.DataFrame(curves, schema=TrainingCurves.create_empty().schema)
     lake.write(TrainingCurves, frame, metadata={"rankers": described})
 
@@ -95,7 +83,7 @@ def _runs(
 ) -> Iterator[tuple[int, Run]]:
     """Search for a plan if asked to, then one run per seed. Notes trials and settings in `described`."""
     folder = lake.folder("models") / name
-    candidates = plans(name, one, config, has_conversions=bool((examples.train.converted_N == 1).any()))
+    candidates = plans(name, one, config, has_conversions=examples.has_conversions)
     chosen = 0
     if len(candidates) > 1:
         trials = [
@@ -181,97 +169,16 @@ def _train_or_load(folder: Path, plan: Plan, seed: int, examples: ServiceExample
     return Run(ranker, curve, description)
 
 
-def _encode(lake: Lake, service: str, roles: Mapping[str, str], config: Config) -> ServiceExamples:
-    """Encode all splits of one service."""
-    started = time.monotonic()
-    manifest = lake.manifest(TrainingExamples)
-    examples = lake.scan(TrainingExamples)
-    columns = FeatureColumns.from_roles(roles)
-    if missing := sorted({*columns.features} - {*examples.collect_schema().names()}):
-        raise ValueError(
-            f"train_ranker: training_examples has no columns {missing}, which its metadata promises for {service}. "
-            "Run build_training_set again."
-        )
-    matrices = {name: lake.open_matrix(manifest.metadata["vectors"][name]) for name in columns.vector_ids}
-    encoder = FeatureEncoder.fit(
-        columns,
-        examples.filter(pl.col("split") == "train"),
-        min_count=config.min_id_count,
-        history_length=config.history_length,
-    )
-
-    def encode(split: str) -> EncodedExamples:
-        rows = examples.filter(pl.col("split") == split).select(
-            *dict.fromkeys((*columns.features, "clicked", "converted"))
-        )
-        num_rows = rows.select(pl.len()).collect().item()
-        if num_rows == 0:
-            raise ValueError(
-                f"train_ranker: training_examples has no {split} rows. Widen the {split} window of build_training_set."
-            )
-        return encoder.encode_chunks(rows.collect_batches(chunk_size=ROWS_PER_CHUNK), num_rows, matrices)
-
-    splits = {split: encode(split) for split in ("train", "validation", "test")}
-    num_rows = sum(len(each) for each in splits.values())
-    seconds = time.monotonic() - started
-    logger.info(
-        "train_ranker: %s: %s rows encoded, %.0f MB, %.1f s, %s rows/s",
-        service,
-        f"{num_rows:_}",
-        sum(each.num_bytes for each in splits.values()) / 1e6,
-        seconds,
-        f"{num_rows / max(seconds, 1e-9):_.0f}",
-    )
-    _say_which_vectors_are_known(service, splits)
-    identity = [manifest.digest, encoder.layout.as_dict(), splits["train"].vector_fingerprints]
-    return ServiceExamples(
-        encoder=encoder,
-        **splits,
-        validate=_validate(lake, splits["validation"]),
-        inputs_digest=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-    )
-
-
-def _say_which_vectors_are_known(service: str, splits: Mapping[str, EncodedExamples]) -> None:
-    """Vectors of a trained model exist from its last interaction on, which may be after most training rows."""
-    for pair in splits["train"].layout.vectors:
-        known = {
-            column: {split: each.vectors[column].rows_N >= 0 for split, each in splits.items()}
-            for column in (pair.user, pair.item)
-        }
-        shares = [f"{(known[pair.user][split] & known[pair.item][split]).mean():.0%} of {split}" for split in splits]
-        logger.info("train_ranker: %s: both %s vectors are known in %s", service, pair.name, ", ".join(shares))
-        if unseen := [column for column, of_split in known.items() if not of_split["train"].any()]:
-            logger.warning(
-                "train_ranker: %s: no training row has a vector of %s, so rankers read them as missing everywhere. "
-                "Train their model on earlier interactions only, or move the train window on.",
-                service,
-                unseen,
-            )
-
-
-def _validate(lake: Lake, validation: EncodedExamples) -> Validate:
-    """Loss of clicks and conversions, and UAUC of clicks, on the validation rows."""
-    users = (
-        lake.scan(TrainingExamples)
-        .filter(pl.col("split") == "validation")
-        .select(pl.col("user_id").rank("dense"), "clicked")
-        .collect()
-    )
-
-    def validate(scores: Scores) -> Validation:
-        judged = uauc(users.with_columns(p_ctr=pl.Series(scores.p_ctr)), "clicked", "p_ctr")
-        return Validation(log_loss(scores, validation.clicked_N, validation.converted_N), judged.value)
-
-    return validate
+def _impressions(lake: Lake, split: str) -> pl.LazyFrame:
+    """Keys and labels of a split, in the order in which its examples are encoded."""
+    columns = ("impression_id", "user_id", "item_id", "event_timestamp", "clicked", "converted")
+    return lake.scan(TrainingExamples).filter(pl.col("split") == split).select(columns)
 
 
 def _test_impressions(lake: Lake) -> pl.DataFrame:
     """The test split as predictions need it: keys, labels, segments."""
     return (
-        lake.scan(TrainingExamples)
-        .filter(pl.col("split") == "test")
-        .select("impression_id", "user_id", "item_id", "event_timestamp", "clicked", "converted")
+        _impressions(lake, "test")
         .join(
             lake.scan(UserSegments).select("user_id", pl.col("user_segment").cast(pl.String)),
             on="user_id",
@@ -288,11 +195,19 @@ def _test_impressions(lake: Lake) -> pl.DataFrame:
     )
 
 
-def _predictions(test: pl.DataFrame, scores: Scores, examples: ServiceExamples, name: str, seed: int) -> pl.DataFrame:
-    """One shard of `ranker_predictions`. A log without conversions gives no p_cvr, rather than a made-up one."""
-    has_conversions = bool((examples.train.converted_N == 1).any())
+def _validation_impressions(lake: Lake) -> pl.DataFrame:
+    """The same of the validation split. Segments are as of the start of the test window, so it has none."""
+    nothing = pl.lit(None, dtype=pl.String)
+    return _impressions(lake, "validation").with_columns(user_segment=nothing, item_segment=nothing).collect()
+
+
+def _predictions(
+    impressions: pl.DataFrame, scores: Scores, examples: ServiceExamples, name: str, seed: int
+) -> pl.DataFrame:
+    """One shard of predictions. A log without conversions gives no p_cvr, rather than a made-up one."""
+    has_conversions = examples.has_conversions
     nothing = pl.lit(None, dtype=pl.Float64)
-    return test.with_columns(
+    return impressions.with_columns(
         p_ctr=pl.Series(scores.p_ctr),
         p_cvr=pl.Series(scores.p_cvr) if has_conversions else nothing,
         p_ctcvr=pl.Series(scores.p_ctcvr) if has_conversions else nothing,

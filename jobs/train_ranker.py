@@ -1,7 +1,8 @@
-"""Train every ranker from every seed on the training set, and score the test split.
+"""Train every ranker from every seed on the training set, and score the test and the validation split.
 
 reads   training_examples (and the vector matrices beside it), user_segments, item_segments
 writes  ranker_predictions      one row per (ranker, seed, test impression)
+        validation_predictions  one row per (ranker, seed, validation impression), to recalibrate probabilities on
         training_curves         one row per (ranker, seed, validation)
         models/<ranker>/<seed>  checkpoint, vocabularies, and how it was trained
 
@@ -16,13 +17,20 @@ from typing import Any, Literal
 import dataframely as dy
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from feature_repo.table_schemas import ItemSegments, RankerPredictions, TrainingCurves, TrainingExamples, UserSegments
+from feature_repo.table_schemas import (
+    ItemSegments,
+    RankerPredictions,
+    TrainingCurves,
+    TrainingExamples,
+    UserSegments,
+    ValidationPredictions,
+)
 from jobs.lake import Lake
 
 logger = logging.getLogger(__name__)
 
 READS: tuple[type[dy.Schema], ...] = (TrainingExamples, UserSegments, ItemSegments)
-WRITES: tuple[type[dy.Schema], ...] = (RankerPredictions, TrainingCurves)
+WRITES: tuple[type[dy.Schema], ...] = (RankerPredictions, ValidationPredictions, TrainingCurves)
 
 
 class RankerConfig(BaseModel, extra="forbid", frozen=True):
@@ -107,7 +115,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
 
 def run(lake: Lake, config: Config) -> None:
-    """Train what is not trained yet, score the test split with every ranker, write predictions and curves."""
+    """Train what is not trained yet, score test and validation with every ranker, write predictions and curves."""
     # torch takes seconds to import, and whoever lists the steps imports this file
     from jobs.ranker_runs import train_all
 

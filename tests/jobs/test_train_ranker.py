@@ -12,11 +12,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from feature_repo.table_schemas import ItemSegments, RankerPredictions, TrainingCurves, TrainingExamples, UserSegments
+from feature_repo.table_schemas import (
+    ItemSegments,
+    RankerPredictions,
+    TrainingCurves,
+    TrainingExamples,
+    UserSegments,
+    ValidationPredictions,
+)
 from jobs import train_ranker
 from jobs.lake import Lake
 from jobs.ranker_settings import plans
 from jobs.train_ranker import PRESETS, Config
+from ranker.auc import uauc
 from ranker.feature_columns import FeatureEncoder
 from ranker.network_ranker import NetworkRanker
 
@@ -158,6 +166,31 @@ def test_every_ranker_and_seed_scores_every_test_impression_once(lake: Lake) -> 
     assert predictions["p_cvr"].null_count() == 0
 
 
+def test_every_ranker_and_seed_scores_every_validation_impression_once_as_it_did_in_training(lake: Lake) -> None:
+    fill(lake)
+    train_ranker.run(lake, config(seeds=[0, 1]))
+    predictions = lake.read(ValidationPredictions)
+    validation = draw_examples().filter(pl.col("split") == "validation")
+    assert predictions.height == 4 * 2 * validation.height
+    described = lake.manifest(RankerPredictions).metadata["rankers"]
+    for (name, seed), one in predictions.group_by("ranker", "seed"):
+        assert one["impression_id"].equals(validation["impression_id"])
+        assert one["clicked"].equals(validation["clicked"])
+        assert one["converted"].equals(validation["converted"])
+        assert one["p_cvr"].null_count() == one["p_ctcvr"].null_count() == 0
+        in_training = described[name]["runs"][str(seed)]["validation_uauc"]
+        assert uauc(one, "clicked", "p_ctr").value == pytest.approx(in_training, abs=1e-12)
+    assert predictions["user_segment"].null_count() == predictions.height, "tiers are as of the start of the test"
+
+
+def test_rankers_trained_before_give_validation_predictions_too(lake: Lake) -> None:
+    fill(lake)
+    train_ranker.run(lake, config(rankers=["base"]))
+    first = lake.read(ValidationPredictions)
+    train_ranker.run(lake, config(rankers=["base", "gbdt_base"]))
+    assert lake.read(ValidationPredictions).filter(pl.col("ranker") == "base").equals(first)
+
+
 def test_segments_are_joined_and_null_where_there_is_none(lake: Lake) -> None:
     fill(lake)
     train_ranker.run(lake, config(rankers=["gbdt_base"]))
@@ -274,8 +307,9 @@ def test_a_log_without_conversions_trains_on_clicks_and_gives_no_p_cvr(
     fill(lake, draw_examples(with_conversions=False))
     train_ranker.run(lake, config())
     assert "no training row is converted, the auxiliary loss of content is about clicks" in caplog.text
-    predictions = lake.read(RankerPredictions)
-    assert predictions["p_cvr"].null_count() == predictions["p_ctcvr"].null_count() == predictions.height
+    for schema in (RankerPredictions, ValidationPredictions):
+        predictions = lake.read(schema)
+        assert predictions["p_cvr"].null_count() == predictions["p_ctcvr"].null_count() == predictions.height
     described = lake.manifest(RankerPredictions).metadata["rankers"]["content"]
     assert described["settings"]["auxiliary_label"] == "clicked"
 
