@@ -1,20 +1,51 @@
-"""The segment table on a terminal."""
+"""Segments on a terminal: how much of the log each is, and how the rankers do within it."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 import dataframely as dy
+import polars as pl
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from feature_repo.table_schemas import SegmentMetrics
-from ranker.report_tables import MetricCell, segment_table
-from ranker.wording import CEILING, LABEL_NAMES
+from jobs.impression_segments import SegmentShare
+from ranker.report_tables import NO_VALUE, MetricCell, segment_table
+from ranker.wording import CEILING, LABEL_NAMES, segment_name
 
 VERDICT_STYLES = {"better": "green", "worse": "red", "cannot tell": "dim"}
+TIER_KINDS = ("user_segment", "item_segment")
 
 
-def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked") -> Table:
+def shares_table(shares: Iterable[SegmentShare]) -> Table:
+    """Each segment's share of the test, as LEARN's paper states it of its own."""
+    table = Table(
+        title="Share of the test split",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("segment", overflow="fold")
+    for column in ("impressions", "clicks", "conversions"):
+        table.add_column(column, justify="right", no_wrap=True)
+    last = None
+    for one in shares:
+        if last not in (None, one.kind):
+            table.add_section()
+        last = one.kind
+        printed = (NO_VALUE if part is None else f"{part:.1%}" for part in one[2:])
+        table.add_row(segment_name(one.kind, one.segment), *printed)
+    return table
+
+
+def terminal_table(
+    metrics: dy.DataFrame[SegmentMetrics],
+    label: str = "clicked",
+    segment_kinds: Sequence[str] | None = TIER_KINDS,
+) -> Table:
     """UAUC and WUAUC by segment and ranker, with the gain over the baseline. Fits 80 columns.
 
     The interval of UAUC is printed; that of WUAUC is in the report, with AUC.
@@ -22,7 +53,9 @@ def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked"
     Args:
         metrics: what `ranker.comparison.compare` gives.
         label: which outcome.
+        segment_kinds: kinds to show beside the overall figures, None for all; those not shown are named below.
     """
+    shown, not_shown = _shown(metrics, label, segment_kinds)
     compared = bool(metrics["baseline"].is_not_null().any())
     table = Table(
         title=f"{LABEL_NAMES[label]}, by segment",
@@ -31,10 +64,13 @@ def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked"
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        caption="gain in percentage points [95% interval], paired by user\n"
-        "▲ better, ▼ worse (Holm-adjusted); dim: too little to tell"
-        if compared
-        else "value [95% interval]",
+        caption=(
+            "gain in percentage points [95% interval], paired by user\n"
+            "▲ better, ▼ worse (Holm-adjusted); dim: too little to tell"
+            if compared
+            else "value [95% interval]"
+        )
+        + not_shown,
         caption_justify="left",
     )
     table.add_column("segment", no_wrap=True)
@@ -43,7 +79,7 @@ def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked"
     table.add_column("gain" if compared else "", justify="right", no_wrap=True)
     table.add_column("WUAUC", justify="right", no_wrap=True)
     table.add_column("gain" if compared else "", justify="right", no_wrap=True)
-    for segment in segment_table(metrics, label):
+    for segment in segment_table(shown, label):
         for place, row in enumerate(segment.rows):
             uauc, wuauc = row.cells[:2]
             is_ceiling = row.ranker == CEILING
@@ -58,6 +94,19 @@ def terminal_table(metrics: dy.DataFrame[SegmentMetrics], label: str = "clicked"
                 end_section=place == len(segment.rows) - 1,
             )
     return table
+
+
+def _shown(
+    metrics: dy.DataFrame[SegmentMetrics], label: str, segment_kinds: Sequence[str] | None
+) -> tuple[dy.DataFrame[SegmentMetrics], str]:
+    """The rows of the kinds shown, and a line on those that are not."""
+    if segment_kinds is None:
+        return metrics, ""
+    is_shown = pl.col("segment_kind").is_in(["all", *segment_kinds])
+    others = metrics.filter(~is_shown, label=label).select("segment_kind", "segment").unique(maintain_order=True)
+    kinds = others["segment_kind"].unique(maintain_order=True).str.replace_all("_", " ")
+    line = f"\n{others.height} more segments in the report, by {', '.join(kinds)}" if others.height else ""
+    return SegmentMetrics.cast(metrics.filter(is_shown)), line
 
 
 def _gain(cell: MetricCell, is_ceiling: bool) -> Text:
