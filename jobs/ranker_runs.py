@@ -87,7 +87,7 @@ def _runs(
     chosen = 0
     if len(candidates) > 1:
         trials = [
-            _train_or_load(folder / f"trial_{number}", plan, config.seeds[0], examples, f"train {name}, trial {number}")
+            train_or_load(folder / f"trial_{number}", plan, config.seeds[0], examples, f"train {name}, trial {number}")
             for number, plan in enumerate(candidates)
         ]
         chosen = int(np.argmax([run.merit for run in trials]))
@@ -99,10 +99,10 @@ def _runs(
         shutil.copytree(folder / f"trial_{chosen}", folder / str(config.seeds[0]), dirs_exist_ok=True)
     described["settings"] = candidates[chosen].described()
     for seed in config.seeds:
-        yield seed, _train_or_load(folder / str(seed), candidates[chosen], seed, examples, f"train {name}, seed {seed}")
+        yield seed, train_or_load(folder / str(seed), candidates[chosen], seed, examples, f"train {name}, seed {seed}")
 
 
-def _train_or_load(folder: Path, plan: Plan, seed: int, examples: ServiceExamples, what: str) -> Run:
+def train_or_load(folder: Path, plan: Plan, seed: int, examples: ServiceExamples, what: str) -> Run:
     """Train, going on from a killed run's last validation; or load what was trained on the same inputs."""
     identity = {"inputs": examples.inputs_digest, "settings": plan.described(), "seed": seed}
     identity = json.loads(json.dumps(identity))
