@@ -1,24 +1,33 @@
 """Are the probabilities right, not only their order? Reliability bins, ECE, predicted over observed, log loss.
 
 A ranker whose scores are multiplied into a bid or a blend needs probabilities that mean what they say. AUC cannot
-tell: it is the same for p and for p/10.
+tell: it is the same for p and for p/10. Nor can one figure for all impressions: a model may promise too much to one
+segment and too little to another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
+from typing import Any, NamedTuple
 
+import dataframely as dy
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from feature_repo.table_schemas import CalibrationMetrics
 from ranker.auc import check_scores
-from ranker.judged_runs import LABELS, JudgedRuns
+from ranker.calibration_cells import FIGURES, Cells, Codes, Vector, Whole, judge_cells
+from ranker.judged_runs import LABELS, JudgedLabel, JudgedRuns
+from ranker.segments import in_order
 
-NUM_BINS = 15
-"""Bins of equal numbers of impressions: bins of equal width would put nearly every click probability in the first."""
+AS_SCORED = "as scored"
+"""The method of probabilities that nothing was done to."""
 
-SMALLEST_PROBABILITY = 1e-7
-"""A probability of exactly 0 or 1 is read as this far from it, or one surprise would make the log loss infinite."""
+NUM_HISTOGRAM_BINS = 40
+
+LOGARITHMIC_BELOW = 0.2
+"""Mean probability below which a histogram has bins of equal factors."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +88,25 @@ def calibration(predictions: pl.DataFrame, label: str, score: str) -> Calibratio
             f"calibration of `{score}`: expected probabilities in [0, 1], got {lowest:.4g} to {highest:.4g}. "
             "Pass the score through a sigmoid, or judge its order only (auc, uauc, wuauc)."
         )
+    ordered = predictions.select(y=pl.col(label), p=pl.col(score).cast(pl.Float64)).sort("p")
     n = predictions.height
-    ordered = predictions.select(label=pl.col(label), p=pl.col(score).cast(pl.Float64)).sort("p", "label")
-    y, p = ordered["label"].to_numpy(), ordered["p"].to_numpy()
-    num_positives, predicted = int(y.sum()), float(p.mean())
-    clipped = p.clip(SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
-    log_loss = float(-np.log(np.where(y, clipped, 1.0 - clipped)).mean())
-    bin_of = ((ordered["p"].rank("average").to_numpy() - 0.5) * NUM_BINS / n).astype(np.int64)
-    sizes, promised, came = (np.bincount(bin_of, weights) for weights in (None, p, y))
-    observed = num_positives / n
-    entropy = -(observed * np.log(observed) + (1 - observed) * np.log(1 - observed)) if 0 < observed < 1 else None
+    cells = judge_cells(ordered["p"].to_numpy(), ordered["y"].to_numpy(), np.zeros(n, np.uint8), 1)
+    sizes, promised, came = cells.bins[:, 0]
     reliability = tuple(
         ReliabilityBin(float(promised[b] / sizes[b]), float(came[b] / sizes[b]), int(sizes[b]))
         for b in np.flatnonzero(sizes)
     )
+    figures = {name: _or_none(values[0]) for name, values in cells.figures.items()}
     return Calibration(
         num_impressions=n,
-        num_positives=num_positives,
-        mean_predicted=predicted,
-        observed_rate=observed,
-        predicted_over_observed=predicted / observed if observed else None,
-        log_loss=log_loss,
-        normalised_entropy=float(log_loss / entropy) if entropy else None,
-        expected_calibration_error=fsum(
-            b.num_impressions / n * abs(b.mean_predicted - b.observed_rate) for b in reliability
-        ),
+        num_positives=int(cells.num_positives[0]),
         bins=reliability,
+        **figures,  # type: ignore[arg-type]
     )
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def calibrate_runs(judged: JudgedRuns) -> dict[tuple[str, str], list[Calibration]]:
@@ -124,3 +125,146 @@ def mean_over_seeds(runs: Sequence[Calibration], figure: str) -> float | None:
     """Mean of one figure of several runs of a ranker; null where a run lacks it."""
     values = [getattr(run, figure) for run in runs]
     return None if not values or None in values else fsum(values) / len(values)
+
+
+def calibrate_segments(
+    judged: JudgedRuns, recalibrated: Mapping[str, JudgedRuns] | None = None
+) -> dy.DataFrame[CalibrationMetrics]:
+    """Calibration of every ranker whose scores are probabilities, overall and in each segment, as scored and mended.
+
+    Every figure is the mean over the ranker's seeds; it is null where a seed lacks it. Row order does not change a bit.
+
+    Args:
+        judged: test predictions, lined up.
+        recalibrated: by method, the same runs with mended probabilities, from `ranker.recalibration.recalibrate_runs`.
+
+    Returns:
+        one row per (label, segment, ranker, method): overall first, then each segment kind.
+    """
+    rows: list[dict[str, Any]] = []
+    methods = {AS_SCORED: judged, **(recalibrated or {})}
+    for label in LABELS:
+        mask = judged.impressions.with_columns(label.rows.alias("judged"))["judged"]
+        if not mask.any():
+            continue
+        impressions = judged.impressions.filter(mask)
+        kinds = _kinds(impressions, judged.segment_kinds)
+        found = {
+            (ranker, method): seeds
+            for ranker in judged.rankers(None)
+            for method, seeds in _judge_ranker(methods, ranker, label, mask, impressions[label.name], kinds)
+        }
+        for place, kind in enumerate(kinds):
+            for cell, segment in enumerate(kind.segments):
+                for (ranker, method), seeds in found.items():
+                    cells = [by_kind[place] for by_kind in seeds]
+                    rows.append(
+                        {
+                            "ranker": ranker,
+                            "label": label.name,
+                            "segment_kind": kind.name,
+                            "segment": segment,
+                            "method": method,
+                            "num_impressions": int(cells[0].num_impressions[cell]),
+                            "num_positives": int(cells[0].num_positives[cell]),
+                            "num_seeds": len(cells),
+                        }
+                        | {name: _or_none(np.mean([one.figures[name][cell] for one in cells])) for name in FIGURES}
+                    )
+    table = pl.DataFrame(rows, schema={name: column.dtype for name, column in CalibrationMetrics.columns().items()})
+    return CalibrationMetrics.validate(table)
+
+
+class _Kind(NamedTuple):
+    """One kind of segment: which cell each impression is in."""
+
+    name: str
+    segments: list[str]
+    cell: Codes
+    """(N,) place in `segments`; their number where the impression is in none."""
+
+
+def _kinds(impressions: pl.DataFrame, names: Sequence[str]) -> list[_Kind]:
+    """Overall, then every kind that has a segment here."""
+    kinds = [_Kind("all", ["all"], np.zeros(impressions.height, np.uint8))]
+    for name in names:
+        value = impressions[name].cast(pl.String)
+        if segments := in_order(value.drop_nulls().unique()):
+            cell = value.cast(pl.Enum(segments)).to_physical().fill_null(len(segments))
+            kinds.append(_Kind(name, segments, cell.to_numpy()))
+    return kinds
+
+
+def _judge_ranker(
+    methods: Mapping[str, JudgedRuns],
+    ranker: str,
+    label: JudgedLabel,
+    mask: pl.Series,
+    truth: pl.Series,
+    kinds: Sequence[_Kind],
+) -> Iterator[tuple[str, list[list[Cells]]]]:
+    """Each method that gives this ranker probabilities from every seed, with its cells by seed and kind."""
+    y = truth.to_numpy()
+    orders: dict[int, Whole] = {}
+    for method, runs in methods.items():
+        columns = [frame[label.score].filter(mask).cast(pl.Float64) for frame in runs.runs_with(label.score, ranker)]
+        for column in columns:
+            check_scores(pl.DataFrame({label.name: truth, label.score: column}), label.name, label.score)
+        if not columns or not all(column.is_between(0.0, 1.0).all() for column in columns):
+            continue
+        seeds = []
+        for place, column in enumerate(columns):
+            p = column.to_numpy()
+            order = orders.get(place)
+            # a map that never decreases keeps the order as scored, so most columns are sorted once for all methods
+            if order is None or (np.diff(p[order]) < 0.0).any():
+                order = orders[place] = np.argsort(p, kind="stable")
+            p_ordered, y_ordered = p[order], y[order]
+            seeds.append([judge_cells(p_ordered, y_ordered, kind.cell[order], len(kind.segments)) for kind in kinds])
+        yield method, seeds
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Impressions by score. Each bin holds its left edge; the last holds both."""
+
+    edges: Vector
+    """(B + 1,) increasing; equally far apart, or by equal factors where `is_logarithmic`."""
+    positives: Whole
+    """(B,)"""
+    negatives: Whole
+    """(B,)"""
+    is_logarithmic: bool
+
+
+def score_histograms(judged: JudgedRuns) -> dict[tuple[str, str], ScoreHistogram]:
+    """Positives and negatives by score, of the first seed of every (label, ranker), probabilities or not.
+
+    Probabilities that are small on average (below `LOGARITHMIC_BELOW`) get bins of equal factors, or nearly all would
+    fall into the first; those below a ten-thousandth of the largest share the first bin.
+    """
+    found: dict[tuple[str, str], ScoreHistogram] = {}
+    for label in LABELS:
+        mask = judged.impressions.with_columns(label.rows.alias("judged"))["judged"]
+        truth = judged.impressions[label.name].filter(mask)
+        for ranker in judged.rankers(None):
+            for scores in judged.runs_with(label.score, ranker)[:1]:
+                rows = pl.DataFrame({label.name: truth, label.score: scores[label.score].filter(mask)})
+                if rows.height:
+                    check_scores(rows, label.name, label.score)
+                    score = rows[label.score].cast(pl.Float64).to_numpy()
+                    found[label.name, ranker] = _histogram(score, rows[label.name].to_numpy())
+    return found
+
+
+def _histogram(score: Vector, y: NDArray[np.bool_]) -> ScoreHistogram:
+    low, high = float(score.min()), float(score.max())
+    is_logarithmic = 0.0 <= low < high <= 1.0 and float(score.mean()) < LOGARITHMIC_BELOW
+    if is_logarithmic:
+        low = max(low, high * 1e-4)
+        edges = np.geomspace(low, high, NUM_HISTOGRAM_BINS + 1)
+    else:
+        edges = np.histogram_bin_edges(score, NUM_HISTOGRAM_BINS)
+    inside = score.clip(edges[0], edges[-1])
+    positives, negatives = (np.histogram(inside[rows], edges)[0].astype(np.int64) for rows in (y, ~y))
+    return ScoreHistogram(edges, positives, negatives, is_logarithmic)

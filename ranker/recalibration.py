@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ranker.calibration import SMALLEST_PROBABILITY
+from ranker.calibration_cells import SMALLEST_PROBABILITY
 from ranker.judged_runs import LABELS, JudgedRuns, Run
 
 logger = logging.getLogger(__name__)
