@@ -1,6 +1,7 @@
 """Read anyone's predictions: harmless differences are put right and noted, anything else is refused with its reason."""
 
 import difflib
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import polars as pl
 
 from feature_repo.table_schemas import EARLIEST
 from jobs.admission import TableError
+from ranker.judged_runs import MAX_SEGMENTS
 
 IDS = ("impression_id", "user_id", "item_id")
 REQUIRED = (*IDS, "event_timestamp", "clicked", "p_ctr")
@@ -16,6 +18,8 @@ LABEL_COLUMNS = ("clicked", "converted")
 SCORES = ("p_ctr", "p_cvr", "p_ctcvr")
 SEGMENTS = ("user_segment", "item_segment")
 OPTIONAL = ("converted", "p_cvr", "p_ctcvr", *SEGMENTS)
+NO_SEGMENTS = (*REQUIRED, *LABEL_COLUMNS, *SCORES, "clicked_and_converted", "user", "all")
+"""Columns that are read as something else, and names that the segment table uses itself."""
 
 TRUTH = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False}
 LATEST = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -27,7 +31,7 @@ class PredictionsFile(NamedTuple):
     """A file of predictions, ready to be judged."""
 
     frame: pl.DataFrame
-    """impression_id, user_id, clicked, p_ctr, and the optional columns that are there."""
+    """impression_id, user_id, clicked, p_ctr, the optional columns that are there, and the segments asked for."""
     num_items: int
     start: datetime
     end: datetime
@@ -36,11 +40,15 @@ class PredictionsFile(NamedTuple):
     """What was put right, in sentences."""
 
 
-def read_predictions(path: Path) -> PredictionsFile:
+def read_predictions(path: Path, segments: Sequence[str] = ()) -> PredictionsFile:
     """Read a parquet or CSV file (or a folder of parquet) of one row per impression.
 
     Required: impression_id, user_id, item_id, event_timestamp, clicked, p_ctr. Optional: converted, p_cvr, p_ctcvr,
     user_segment, item_segment. Further columns are ignored.
+
+    Args:
+        path: the file or folder.
+        segments: further columns to judge by, of any type with few values; they come as text.
 
     Raises:
         TableError: the file cannot be read, a column is missing, or a value cannot be what the column says; the
@@ -49,12 +57,13 @@ def read_predictions(path: Path) -> PredictionsFile:
     scan = _scan(path)
     columns = scan.collect_schema().names()
     _check_columns(path, columns)
-    wanted = [column for column in (*REQUIRED, *OPTIONAL) if column in columns]
+    _check_segment_names(path, columns, segments)
+    wanted = [column for column in dict.fromkeys((*REQUIRED, *OPTIONAL, *segments)) if column in columns]
     notes: list[str] = []
     ignored = [column for column in columns if column not in wanted]
     if ignored:
         notes.append(f"{path.name}: ignored columns {', '.join(ignored)}.")
-    _check_one_run(path, scan, ignored)
+    _check_one_run(path, scan, columns)
     try:
         frame = scan.select(wanted).collect()
     except pl.exceptions.PolarsError as error:
@@ -62,11 +71,11 @@ def read_predictions(path: Path) -> PredictionsFile:
     if frame.is_empty():
         raise TableError(str(path), "has no rows; at least one impression is needed", "check the query behind it")
     for column in wanted:
-        if column in OPTIONAL and frame[column].null_count() == frame.height:
+        if column in OPTIONAL and column not in segments and frame[column].null_count() == frame.height:
             frame = frame.drop(column)
             notes.append(f"{path.name}: `{column}` is empty, so it counts as absent.")
             continue
-        read = _READERS[column]
+        read = _READERS.get(column, _read_segment)
         frame = frame.with_columns(read(path, frame, column, notes).alias(column))
     _check_classes(path, frame)
     times = frame["event_timestamp"]
@@ -114,8 +123,27 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     )
 
 
-def _check_one_run(path: Path, scan: pl.LazyFrame, ignored: list[str]) -> None:
-    keys = [column for column in ("ranker", "seed") if column in ignored]
+def _check_segment_names(path: Path, columns: list[str], segments: Sequence[str]) -> None:
+    for segment in segments:
+        if segment in NO_SEGMENTS:
+            raise TableError(
+                str(path),
+                f"`{segment}` cannot be judged by: it is read as something else",
+                "name a column that says of which kind an impression is, such as a country",
+            )
+        if segment not in columns:
+            near = difflib.get_close_matches(segment, columns, n=1, cutoff=0.5)
+            raise TableError(
+                str(path),
+                f"has no column `{segment}` to judge by"
+                + (f" (is it `{near[0]}`?)" if near else "")
+                + f"; it has {', '.join(columns)}",
+                "name one of them, or add the column",
+            )
+
+
+def _check_one_run(path: Path, scan: pl.LazyFrame, columns: list[str]) -> None:
+    keys = [column for column in ("ranker", "seed") if column in columns]
     if not keys:
         return
     runs = scan.select(keys).unique().sort(keys).collect()
@@ -232,10 +260,31 @@ def _from_epoch(path: Path, numbers: pl.Series, notes: list[str]) -> pl.Series:
 
 
 def _read_segment(path: Path, frame: pl.DataFrame, column: str, notes: list[str]) -> pl.Series:
-    segments = frame[column].cast(pl.String)
+    values = frame[column]
+    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Duration, pl.Object):
+        raise TableError(
+            str(path), f"`{column}` is {values.dtype}", "judge by a column of text, numbers, true and false, or dates"
+        )
+    if values.dtype.is_float():
+        values = values.fill_nan(None)
+        if (values == values.floor()).all() and values.is_finite().all():
+            values = values.cast(pl.Int64)  # 3 that was written as 3.0 because another row has none
+    num_values = values.drop_nulls().n_unique()
+    if num_values > MAX_SEGMENTS:
+        raise TableError(
+            str(path),
+            f"`{column}` has {num_values:,} values; expected at most {MAX_SEGMENTS}, as a segment of a handful of "
+            "users can tell nothing",
+            "group them first: ranges of a number, weeks of a date, the biggest of many words and the rest as `other`",
+        )
+    segments = values.cast(pl.String).str.strip_chars().replace("", None)
     num_null = segments.null_count()
+    if num_null == len(segments):
+        raise TableError(str(path), f"`{column}` has no value in any row", "fill it, or judge without it")
     if num_null:
         notes.append(f"{path.name}: {num_null:,} rows have no `{column}`; they count overall only.")
+    if not isinstance(frame[column].dtype, (pl.String, pl.Categorical, pl.Enum)):
+        notes.append(f"{path.name}: `{column}` was {frame[column].dtype}, read as text.")
     return segments
 
 

@@ -25,7 +25,7 @@ def shares_table(shares: Iterable[SegmentShare]) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
     )
     table.add_column("segment", overflow="fold")
@@ -33,11 +33,14 @@ def shares_table(shares: Iterable[SegmentShare]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     last = None
     for one in shares:
-        if last not in (None, one.kind):
+        words = one.kind.replace("_", " ")
+        if last != one.kind:
             table.add_section()
+            if one.kind not in TIER_KINDS:
+                table.add_row(Text(words, "bold"))
         last = one.kind
         printed = (NO_VALUE if part is None else f"{part:.1%}" for part in one[2:])
-        table.add_row(segment_name(one.kind, one.segment), *printed)
+        table.add_row(segment_name(one.kind, one.segment).removeprefix(f"{words}: "), *printed)
     return table
 
 
@@ -62,7 +65,7 @@ def terminal_table(
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
         caption=(
             "gain in percentage points [95% interval], paired by user\n"

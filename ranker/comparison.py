@@ -17,7 +17,7 @@ from feature_repo.table_schemas import SegmentMetrics
 from ranker.auc import check_scores, placements, user_aucs
 from ranker.bootstrap import Interval, UserSums, holm, percentile_interval, resampled_totals, two_sided_p
 from ranker.judged_runs import LABELS, JudgedLabel, JudgedRuns
-from ranker.segments import TIERS
+from ranker.segments import in_order
 
 METRICS = ("auc", "uauc", "wuauc")
 SIGNIFICANCE = 0.05
@@ -122,7 +122,7 @@ def _cells(judged: JudgedRuns, label: JudgedLabel, rankers: Sequence[str]) -> li
             _check(label, ranker, impressions, column)
     cells = [_cell(impressions, label, "all", "all", scores)]
     for kind in judged.segment_kinds:
-        for segment in _in_order(impressions[kind]):
+        for segment in in_order(impressions[kind].drop_nulls().cast(pl.String).unique()):
             inside = (impressions[kind] == segment).fill_null(False)
             inside_scores = {ranker: [s.filter(inside) for s in columns] for ranker, columns in scores.items()}
             cells.append(_cell(impressions.filter(inside), label, kind, segment, inside_scores))
@@ -134,12 +134,6 @@ def _check(label: JudgedLabel, ranker: str, impressions: pl.DataFrame, column: p
         check_scores(impressions.with_columns(column.alias(label.score)), label.name, label.score)
     except ValueError as error:
         raise ValueError(f"ranker `{ranker}`: {error}") from error
-
-
-def _in_order(segments: pl.Series) -> list[str]:
-    """Distinct segments: the tiers from cold to warm, then anything else by name."""
-    names: list[str] = sorted(segments.drop_nulls().cast(pl.String).unique())
-    return sorted(names, key=lambda name: TIERS.index(name) if name in TIERS else len(TIERS))
 
 
 def _cell(
