@@ -42,7 +42,7 @@ class Definition(NamedTuple):
         }
 
 
-EACH_ALIKE, HALF, LEFT_OUT, FILE_ORDER = "each user alike", "half", "left out", "file order"
+EACH_ALIKE, HALF, LEFT_OUT, FILE_ORDER = "users alike", "half", "left out", "file order"
 
 _P, _N = pl.col("num_positives"), pl.col("num_impressions") - pl.col("num_positives")
 _ALIKE, _IMPRESSIONS = pl.lit(1.0), pl.col("num_impressions").cast(pl.Float64)
