@@ -1,15 +1,22 @@
 """Judge the rankers by AUC, UAUC and WUAUC, overall and by segment, and write the report.
 
-reads   ranker_predictions, training_curves, user_segments, item_segments, split_windows, impressions
+reads   ranker_predictions, impression_segments, training_curves, split_windows, impressions
+        validation_predictions          what probabilities are recalibrated on
         true_probabilities              where the log is simulated: judged as one more ranker, the ceiling
+        embedder_curves                 where there is an embedding model
 writes  segment_metrics                 one row per (ranker, label, segment, metric)
-        reports/report.html, report.json
+        calibration_metrics             one row per (ranker, label, segment, method)
+        reports/report.html, report.json, and a parquet file of each table behind it
+
+What `tailrank ablate` has found of rankers that are judged here is shown, too.
 """
 
+import difflib
 import json
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import dataframely as dy
 import polars as pl
@@ -17,36 +24,45 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from feature_repo.table_schemas import (
+    CalibrationMetrics,
+    EmbedderCurves,
+    FeatureGroupCosts,
+    FeatureGroupValues,
     Impressions,
-    ItemSegments,
+    ImpressionSegments,
     RankerPredictions,
     SegmentMetrics,
     SplitWindows,
     TrainingCurves,
     TrueProbabilities,
-    UserSegments,
+    ValidationPredictions,
 )
-from jobs.lake import Lake
+from jobs.calibrated_runs import calibrate
+from jobs.lake import Lake, Manifest, table_name
 from jobs.provenance import command, commit, versions
-from jobs.report_files import write_json, write_text
+from jobs.report_files import write_json, write_parquet, write_text
 from jobs.segment_table import terminal_table
-from ranker.calibration import calibrate_runs
+from ranker.calibration import score_histograms
 from ranker.comparison import compare
-from ranker.judged_runs import Run, line_up
+from ranker.judged_runs import JudgedRuns, Run, line_up
+from ranker.recalibration import METHODS, Method
 from ranker.report import ReportData, Window, render
 from ranker.report_json import report_json
 from ranker.wording import CEILING, verdict
 
 READS: tuple[type[dy.Schema], ...] = (
     RankerPredictions,
+    ValidationPredictions,
+    ImpressionSegments,
     TrainingCurves,
-    UserSegments,
-    ItemSegments,
+    EmbedderCurves,
     SplitWindows,
     Impressions,
     TrueProbabilities,
 )
-WRITES: tuple[type[dy.Schema], ...] = (SegmentMetrics,)
+WRITES: tuple[type[dy.Schema], ...] = (SegmentMetrics, CalibrationMetrics)
+
+S = TypeVar("S", bound=dy.Schema)
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +80,23 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """With fewer users counted, a segment says "cannot tell"."""
     min_positives: PositiveInt = 30
     """The same for positives, and for negatives."""
+    segment_kinds: tuple[str, ...] | None = None
+    """Kinds of segments to judge by; by default all that assign_segments wrote."""
+    recalibrate: tuple[Method, ...] = METHODS
+    """How probabilities are mended on the validation split, to be judged on the test; [] for not at all."""
 
 
 def run(lake: Lake, config: Config) -> None:
-    """Judge every ranker and seed on the test impressions, write the table and the report, print both.
+    """Judge every ranker and seed on the test impressions, write the tables and the report, print them.
 
     Raises:
         TableError: a table that this step reads has not been written.
-        ValueError: rankers were scored on different impressions, or none is called as the baseline.
+        ValueError: rankers were scored on different impressions, none is called as the baseline, or a kind of segment
+            was asked for that assign_segments did not write.
     """
-    judged = line_up(_runs(lake))
+    predictions = lake.manifest(RankerPredictions)
+    rules = _segment_rules(lake, config.segment_kinds)
+    judged = line_up(_runs(lake, list(rules)), segment_kinds=list(rules))
     metrics = compare(
         judged,
         baseline=config.baseline,
@@ -82,26 +105,35 @@ def run(lake: Lake, config: Config) -> None:
         min_users=config.min_users,
         min_positives=config.min_positives,
     )
+    calibrated = calibrate(lake, judged, config.recalibrate)
     lake.write(SegmentMetrics, metrics)
+    lake.write(CalibrationMetrics, calibrated.metrics)
     rankers = [ranker for ranker in judged.rankers(config.baseline) if ranker not in (config.baseline, CEILING)]
     impressions = lake.manifest(Impressions).metadata
     data = ReportData(
         title="Do content features lift the tail?",
         source=_source(impressions),
         metrics=metrics,
-        calibrations=calibrate_runs(judged),
+        calibrations=calibrated.as_scored,
         created=lake.now(),
         label_rule=impressions.get("label_rule"),
         num_sampled=_num_sampled(lake),
-        segment_rules=_segment_rules(lake),
+        segment_rules=[f"{kind.replace('_', ' ')}: {rule}." for kind, rule in rules.items()],
         curves=lake.read(TrainingCurves),
         windows=[Window(**row) for row in lake.read(SplitWindows).sort("start").to_dicts()],
-        provenance=_provenance(lake, config, sorted(judged.scores)),
+        provenance=_provenance(lake, config, predictions, sorted(judged.scores)),
         configuration=json.dumps(_configuration(lake, config), indent=2),
+        calibration_metrics=calibrated.metrics,
+        recalibrations=calibrated.recalibrated,
+        histograms=score_histograms(judged),
+        embedder_curves=lake.read(EmbedderCurves) if _has_rows(lake, EmbedderCurves) else None,
+        feature_group_values=_of_rankers(lake, FeatureGroupValues, judged),
+        feature_group_costs=_of_rankers(lake, FeatureGroupCosts, judged),
     )
     folder = lake.folder("reports")
     write_json(folder / "report.json", report_json(data, rankers[0] if rankers else config.baseline))
     write_text(folder / "report.html", render(data))
+    _write_tables(folder, data)
     logger.info(
         "evaluate_ranker: %s impressions, %s users, %s runs, %s rows of segment metrics",
         f"{judged.impressions.height:_}",
@@ -116,21 +148,20 @@ def run(lake: Lake, config: Config) -> None:
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _runs(lake: Lake) -> Iterator[Run]:
-    """Each (ranker, seed) of the predictions, then the ceiling where the log is simulated; one in memory at a time."""
+def _runs(lake: Lake, segment_kinds: Sequence[str]) -> Iterator[Run]:
+    """Each (ranker, seed) of the predictions, then the ceiling where the log is simulated; one in memory at a time.
+
+    The first brings the segments, which are those of its impressions.
+    """
     scan = lake.scan(RankerPredictions)
-    users, items = lake.read(UserSegments), lake.read(ItemSegments)
+    segments = lake.scan(ImpressionSegments).select("impression_id", pl.col(segment_kinds).cast(pl.Categorical))
     keys = scan.select("ranker", "seed").unique(maintain_order=True).collect()
     columns = ["impression_id", "user_id", "item_id", "clicked", "converted", "p_ctr", "p_cvr", "p_ctcvr"]
     predictions = pl.DataFrame()
-    for ranker, seed in keys.iter_rows():
-        predictions = (
-            scan.filter(ranker=ranker, seed=seed)
-            .select(columns)
-            .join(users.lazy().select("user_id", "user_segment"), on="user_id", how="left", maintain_order="left")
-            .join(items.lazy().select("item_id", "item_segment"), on="item_id", how="left", maintain_order="left")
-            .collect()
-        )
+    for place, (ranker, seed) in enumerate(keys.iter_rows()):
+        predictions = scan.filter(ranker=ranker, seed=seed).select(columns).collect()
+        if place == 0:
+            predictions = predictions.join(segments.collect(), on="impression_id", how="left", maintain_order="left")
         yield Run(ranker, seed, predictions)
     if lake.exists(TrueProbabilities) and not predictions.is_empty():
         truth = lake.scan(TrueProbabilities).join(
@@ -152,23 +183,46 @@ def _num_sampled(lake: Lake) -> int:
     return int(sampled.join(judged, on="impression_id", how="semi").select(pl.len()).collect().item())
 
 
-def _segment_rules(lake: Lake) -> list[str]:
-    """The tiers as they came out: from how few to how many interactions each holds."""
-    rules = []
-    for schema, things, column in ((UserSegments, "Users", "user_segment"), (ItemSegments, "Items", "item_segment")):
-        tiers = (
-            lake.scan(schema)
-            .group_by(pl.col(column).cast(pl.String))
-            .agg(pl.col("num_interactions").min().alias("low"), pl.col("num_interactions").max().alias("high"))
-            .sort("low")
-            .collect()
-        )
-        said = [
-            f"{name.replace('_', '-')} {low:,}" + (f" to {high:,}" if high > low else "")
-            for name, low, high in tiers.iter_rows()
-        ]
-        rules.append(f"{things} by interactions in the 180 days before the test window: {', '.join(said)}.")
-    return rules
+def _segment_rules(lake: Lake, chosen: Sequence[str] | None) -> dict[str, str]:
+    """Kind of segment -> how it is cut, of the kinds chosen."""
+    rules = {kind: str(one["rule"]) for kind, one in lake.manifest(ImpressionSegments).metadata["kinds"].items()}
+    for kind in chosen or ():
+        if kind not in rules:
+            near = difflib.get_close_matches(kind, rules, n=1)
+            raise ValueError(
+                f"evaluate_ranker: segment_kinds names `{kind}`, which assign_segments did not write"
+                + (f"; did you mean `{near[0]}`?" if near else "")
+                + f" It wrote {', '.join(rules)}: choose among them, or name it in [assign_segments]."
+            )
+    return rules if chosen is None else {kind: rules[kind] for kind in chosen}
+
+
+def _has_rows(lake: Lake, schema: type[dy.Schema]) -> bool:
+    return lake.exists(schema) and lake.manifest(schema).rows > 0
+
+
+def _of_rankers(lake: Lake, schema: type[S], judged: JudgedRuns) -> dy.DataFrame[S] | None:
+    """The table's rows on rankers that are judged; None where there are none."""
+    if not _has_rows(lake, schema):
+        return None
+    rows = lake.read(schema).filter(pl.col("ranker").is_in(judged.rankers(None)))
+    return None if rows.is_empty() else schema.validate(rows)
+
+
+def _write_tables(folder: Path, data: ReportData) -> None:
+    """The numbers of the report as parquet beside it; a file of an earlier report that has no rows now is removed."""
+    tables: Mapping[type[dy.Schema], pl.DataFrame | None] = {
+        SegmentMetrics: data.metrics,
+        CalibrationMetrics: data.calibration_metrics,
+        FeatureGroupValues: data.feature_group_values,
+        FeatureGroupCosts: data.feature_group_costs,
+    }
+    for schema, table in tables.items():
+        path = folder / f"{table_name(schema)}.parquet"
+        if table is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_parquet(path, table)
 
 
 def _source(impressions: dict[str, Any]) -> str:
@@ -178,12 +232,11 @@ def _source(impressions: dict[str, Any]) -> str:
     return f"Log: {name}" + (f", {path}" if path not in (None, "None") else "")
 
 
-def _provenance(lake: Lake, config: Config, runs: list[tuple[str, int]]) -> dict[str, str]:
+def _provenance(lake: Lake, config: Config, predictions: Manifest, runs: list[tuple[str, int]]) -> dict[str, str]:
     seeds: dict[str, list[str]] = {}
     for ranker, seed in runs:
         if ranker != CEILING:
             seeds.setdefault(ranker, []).append(str(seed))
-    predictions = lake.manifest(RankerPredictions)
     return {
         "Log": f"{lake.manifest(Impressions).rows:,} impressions in all",
         "Rankers and seeds": "; ".join(f"{ranker}: {', '.join(several)}" for ranker, several in seeds.items()),

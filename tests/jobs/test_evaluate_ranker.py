@@ -8,14 +8,18 @@ import polars as pl
 import pytest
 
 from feature_repo.table_schemas import (
+    CalibrationMetrics,
+    EmbedderCurves,
+    FeatureGroupCosts,
+    FeatureGroupValues,
     Impressions,
-    ItemSegments,
+    ImpressionSegments,
     RankerPredictions,
     SegmentMetrics,
     SplitWindows,
     TrainingCurves,
     TrueProbabilities,
-    UserSegments,
+    ValidationPredictions,
 )
 from jobs.evaluate_ranker import Config, run
 from jobs.lake import Lake, TableError
@@ -25,7 +29,7 @@ TIERS = np.array(["cold_start", "long_tail", "others"])
 NUM_USERS, PER_USER, NUM_ITEMS = 150, 16, 30
 
 
-def fill(lake: Lake, *, simulated: bool = True, sampled: bool = False) -> None:
+def fill(lake: Lake, *, simulated: bool = True, sampled: bool = False, validated: bool = False) -> None:
     """A test window in which `content` knows what clicks on cold items and `base` does not."""
     rng = np.random.default_rng(0)
     n = NUM_USERS * PER_USER
@@ -75,28 +79,31 @@ def fill(lake: Lake, *, simulated: bool = True, sampled: bool = False) -> None:
                 )
             )
     lake.write(RankerPredictions, pl.concat(runs))
-    tier = pl.Enum(list(TIERS))
+    if validated:
+        # as many rows, other users, the same error: what is learnt there holds here
+        lake.write(ValidationPredictions, pl.concat(runs).with_columns(pl.col("impression_id", "user_id") + "v"))
+    shuffled = rng.permutation(n)  # segments go by impression_id, not by the order of the rows
     lake.write(
-        UserSegments,
+        ImpressionSegments,
         pl.DataFrame(
             {
-                "user_id": [f"u{u}" for u in range(NUM_USERS)],
-                "user_segment": TIERS[np.arange(NUM_USERS) % 3],
-                "num_interactions": np.array([0, 5, 60])[np.arange(NUM_USERS) % 3],
-            },
-            schema_overrides={"user_segment": tier},
-        ),
-    )
-    lake.write(
-        ItemSegments,
-        pl.DataFrame(
-            {
-                "item_id": [f"p{i}" for i in range(NUM_ITEMS)],
-                "item_segment": TIERS[np.arange(NUM_ITEMS) % 3],
-                "num_interactions": np.array([0, 5, 60])[np.arange(NUM_ITEMS) % 3],
-            },
-            schema_overrides={"item_segment": tier},
-        ),
+                "impression_id": [f"i{i}" for i in range(n)],
+                "user_segment": TIERS[user % 3],
+                "item_segment": TIERS[item % 3],
+                "position": np.array(["0", "1-3", "4-9", "10 and more"])[np.arange(n) % 4],
+                "brand": np.array(["", "acme", "other", "other", "other"])[item % 5],
+            }
+        ).with_columns(pl.col("brand").replace("", None))[shuffled],
+        metadata={
+            "kinds": {
+                "user_segment": {
+                    "rule": "Clicks of the user in 180 days. Cold-start 0, long-tail 1 to 35, others more"
+                },
+                "item_segment": {"rule": "Conversions of the item"},
+                "position": {"rule": "Position in the slate, 0 at the top"},
+                "brand": {"rule": "Brand of items"},
+            }
+        },
     )
     lake.write(
         SplitWindows,
@@ -151,9 +158,7 @@ def test_the_step_finds_the_gain_planted_on_cold_items(lake: Lake, capsys: pytes
     assert ceiling == metrics.filter(label="clicked", metric="auc", segment_kind="all")["value"].max()
     report = (lake.folder("reports") / "report.html").read_text()
     assert "A click stands for a click." in report
-    assert (
-        "Users by interactions in the 180 days before the test window: cold-start 0, long-tail 5, others 60." in report
-    )
+    assert "Clicks of the user in 180 days. Cold-start 0, long-tail 1 to 35, others more." in report
     numbers = json.loads((lake.folder("reports") / "report.json").read_text())
     assert (numbers["ranker"], numbers["baseline"]) == ("content", "base")
     printed = capsys.readouterr().out
@@ -194,3 +199,132 @@ def test_a_baseline_that_was_not_trained_is_refused_and_nothing_is_written(lake:
 def test_without_predictions_the_step_says_what_to_run(lake: Lake) -> None:
     with pytest.raises(TableError, match="ranker_predictions: there is no such table"):
         run(lake, Config())
+
+
+def test_every_kind_of_segment_is_judged_and_tiers_are_printed(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(lake)
+    run(lake, Config(num_draws=100))
+    rows = lake.read(SegmentMetrics).filter(label="clicked", metric="auc", ranker="base")
+    assert rows.select("segment_kind", "segment").rows() == [
+        ("all", "all"),
+        *(("user_segment", tier) for tier in TIERS),
+        *(("item_segment", tier) for tier in TIERS),
+        *(("position", name) for name in ("0", "1-3", "4-9", "10 and more")),
+        ("brand", "acme"),
+        ("brand", "other"),
+    ]
+    sizes = dict(rows.filter(segment_kind="brand").select("segment", "num_impressions").iter_rows())
+    items = lake.read(RankerPredictions).filter(ranker="base", seed=0)["item_id"].str.slice(1).cast(pl.Int64) % 5
+    assert sizes == {"acme": (items == 1).sum(), "other": (items > 1).sum()}
+    printed = capsys.readouterr().out
+    assert "6 more segments in the report, by position, brand" in printed
+    assert "4-9" not in printed.split("gain in percentage points")[0]
+
+
+def test_kinds_of_segments_can_be_chosen(lake: Lake) -> None:
+    fill(lake)
+    run(lake, Config(num_draws=100, segment_kinds=("brand",)))
+    assert lake.read(SegmentMetrics)["segment_kind"].unique().sort().to_list() == ["all", "brand"]
+    with pytest.raises(ValueError, match="names `brnd`, which assign_segments did not write; did you mean `brand`"):
+        run(lake, Config(segment_kinds=("brnd",)))
+
+
+def test_the_numbers_lie_beside_the_report_as_parquet(lake: Lake) -> None:
+    fill(lake)
+    (lake.folder("reports") / "feature_group_values.parquet").write_text("of an earlier report")
+    run(lake, Config(num_draws=100))
+    for schema, name in ((SegmentMetrics, "segment_metrics"), (CalibrationMetrics, "calibration_metrics")):
+        assert pl.read_parquet(lake.folder("reports") / f"{name}.parquet").equals(lake.read(schema))
+    assert {path.name for path in lake.folder("reports").iterdir()} == {
+        "report.html",
+        "report.json",
+        "segment_metrics.parquet",
+        "calibration_metrics.parquet",
+    }
+
+
+def test_probabilities_are_mended_on_the_validation_split_and_judged_on_the_test(lake: Lake) -> None:
+    fill(lake, validated=True)
+    run(lake, Config(num_draws=100))
+    clicks = lake.read(CalibrationMetrics).filter(label="clicked", ranker="base")
+    errors = {
+        kind: dict(rows.select("method", "expected_calibration_error").iter_rows())
+        for (kind,), rows in clicks.filter(pl.col("segment_kind").is_in(["all"])).group_by("segment_kind")
+    }
+    assert set(errors["all"]) == {"as scored", "isotonic", "platt"}
+    assert errors["all"]["isotonic"] < 0.5 * errors["all"]["as scored"]
+    assert errors["all"]["platt"] < 0.5 * errors["all"]["as scored"]
+    assert clicks["segment_kind"].unique(maintain_order=True).to_list() == [
+        "all",
+        "user_segment",
+        "item_segment",
+        "position",
+        "brand",
+    ]
+    rankers = lake.read(CalibrationMetrics).filter(label="clicked", segment_kind="all", method="as scored")["ranker"]
+    assert set(rankers) == {"base", "content", "ceiling"}
+    run(lake, Config(num_draws=100, recalibrate=()))
+    assert set(lake.read(CalibrationMetrics)["method"]) == {"as scored"}
+
+
+def test_without_validation_predictions_rankers_are_judged_as_scored(lake: Lake) -> None:
+    fill(lake)
+    run(lake, Config(num_draws=100))
+    assert set(lake.read(CalibrationMetrics)["method"]) == {"as scored"}
+
+
+def test_what_is_known_of_feature_groups_and_embedders_is_shown_of_the_rankers_judged(lake: Lake) -> None:
+    fill(lake)
+    lake.write(
+        FeatureGroupCosts,
+        pl.DataFrame(
+            {
+                "ranker": ["content", "gone"],
+                "feature_group": ["item_content", "item_content"],
+                "num_features": [2, 2],
+                "seconds_to_make": [1.5, 1.5],
+                "num_bytes_online": [100, 100],
+                "rows_per_second_with": [1.0, 1.0],
+                "rows_per_second_without": [2.0, 2.0],
+            }
+        ),
+    )
+    lake.write(
+        FeatureGroupValues,
+        pl.DataFrame(
+            {
+                "ranker": ["content", "gone"],
+                "feature_group": "item_content",
+                "method": "permuted",
+                "segment_kind": "all",
+                "segment": "all",
+                "metric": "uauc",
+                "value_with": 0.6,
+                "value_without": 0.55,
+                "value_lost": 0.05,
+                "low": 0.01,
+                "high": 0.09,
+                "p_value": 0.01,
+                "verdict": "helps",
+                "num_users": 100,
+                "num_seeds": 1,
+            }
+        ),
+    )
+    lake.write(
+        EmbedderCurves,
+        pl.DataFrame(
+            {
+                "method": "learn",
+                "epoch": [0, 1],
+                "train_loss": [2.0, 1.0],
+                "validation_recall": [0.1, 0.2],
+                "seconds": 1.0,
+                "is_best": [False, True],
+            },
+            schema_overrides={"epoch": pl.Int32},
+        ),
+    )
+    run(lake, Config(num_draws=100))
+    for name in ("feature_group_values", "feature_group_costs"):
+        assert pl.read_parquet(lake.folder("reports") / f"{name}.parquet")["ranker"].to_list() == ["content"]
