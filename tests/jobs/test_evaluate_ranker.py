@@ -1,7 +1,10 @@
 """The step of the flow: from the tables of the lake to segment metrics and a report."""
 
+import contextlib
 import datetime as dt
+import io
 import json
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,8 +24,11 @@ from feature_repo.table_schemas import (
     TrueProbabilities,
     ValidationPredictions,
 )
-from jobs.evaluate_ranker import Config, run
+from jobs.calibrated_runs import calibrate
+from jobs.evaluate_ranker import Config, _runs, run
 from jobs.lake import Lake, TableError
+from ranker.judged_runs import line_up
+from ranker.recalibration import METHODS
 
 START = dt.datetime(2024, 3, 1, tzinfo=dt.timezone.utc)
 TIERS = np.array(["cold_start", "long_tail", "others"])
@@ -144,9 +150,25 @@ def fill(lake: Lake, *, simulated: bool = True, sampled: bool = False, validated
         )
 
 
-def test_the_step_finds_the_gain_planted_on_cold_items(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+class Judged(NamedTuple):
+    """A lake after the step, and what the step printed. Read only."""
+
+    lake: Lake
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    lake = Lake(tmp_path_factory.mktemp("judged") / "lake")
     fill(lake)
-    run(lake, Config(num_draws=200))
+    (lake.folder("reports") / "feature_group_values.parquet").write_text("of an earlier report")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(lake, Config(num_draws=200))
+    return Judged(lake, printed.getvalue())
+
+
+def test_the_step_finds_the_gain_planted_on_cold_items(judged: Judged) -> None:
+    lake, printed = judged
     metrics = lake.read(SegmentMetrics)
     clicks = metrics.filter(label="clicked", metric="auc", segment_kind="item_segment", ranker="content")
     assert dict(clicks.select("segment", "verdict").iter_rows()) == {
@@ -161,7 +183,6 @@ def test_the_step_finds_the_gain_planted_on_cold_items(lake: Lake, capsys: pytes
     assert "Clicks of the user in 180 days. Cold-start 0, long-tail 1 to 35, others more." in report
     numbers = json.loads((lake.folder("reports") / "report.json").read_text())
     assert (numbers["ranker"], numbers["baseline"]) == ("content", "base")
-    printed = capsys.readouterr().out
     assert "cold-start items" in printed
     assert str(lake.folder("reports") / "report.html") in printed
 
@@ -181,12 +202,12 @@ def test_sampled_negatives_are_counted_and_warned_of(lake: Lake) -> None:
     assert f"{negatives / (NUM_USERS * PER_USER):.1%} of the impressions are sampled" in report
 
 
-def test_the_same_lake_gives_the_same_numbers(lake: Lake) -> None:
-    fill(lake)
-    run(lake, Config(num_draws=100))
-    first = lake.read(SegmentMetrics)
-    run(lake, Config(num_draws=100))
-    assert first.equals(lake.read(SegmentMetrics))
+def test_the_same_lake_gives_the_same_numbers(judged: Judged) -> None:
+    lake = judged.lake
+    first = [lake.read(schema) for schema in (SegmentMetrics, CalibrationMetrics)]
+    run(lake, Config(num_draws=200))
+    for schema, before in zip((SegmentMetrics, CalibrationMetrics), first, strict=True):
+        assert before.equals(lake.read(schema))
 
 
 def test_a_baseline_that_was_not_trained_is_refused_and_nothing_is_written(lake: Lake) -> None:
@@ -201,9 +222,8 @@ def test_without_predictions_the_step_says_what_to_run(lake: Lake) -> None:
         run(lake, Config())
 
 
-def test_every_kind_of_segment_is_judged_and_tiers_are_printed(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
-    fill(lake)
-    run(lake, Config(num_draws=100))
+def test_every_kind_of_segment_is_judged_and_tiers_are_printed(judged: Judged) -> None:
+    lake, printed = judged
     rows = lake.read(SegmentMetrics).filter(label="clicked", metric="auc", ranker="base")
     assert rows.select("segment_kind", "segment").rows() == [
         ("all", "all"),
@@ -216,7 +236,6 @@ def test_every_kind_of_segment_is_judged_and_tiers_are_printed(lake: Lake, capsy
     sizes = dict(rows.filter(segment_kind="brand").select("segment", "num_impressions").iter_rows())
     items = lake.read(RankerPredictions).filter(ranker="base", seed=0)["item_id"].str.slice(1).cast(pl.Int64) % 5
     assert sizes == {"acme": (items == 1).sum(), "other": (items > 1).sum()}
-    printed = capsys.readouterr().out
     assert "6 more segments in the report, by position, brand" in printed
     assert "4-9" not in printed.split("gain in percentage points")[0]
 
@@ -229,10 +248,8 @@ def test_kinds_of_segments_can_be_chosen(lake: Lake) -> None:
         run(lake, Config(segment_kinds=("brnd",)))
 
 
-def test_the_numbers_lie_beside_the_report_as_parquet(lake: Lake) -> None:
-    fill(lake)
-    (lake.folder("reports") / "feature_group_values.parquet").write_text("of an earlier report")
-    run(lake, Config(num_draws=100))
+def test_the_numbers_lie_beside_the_report_as_parquet(judged: Judged) -> None:
+    lake = judged.lake
     for schema, name in ((SegmentMetrics, "segment_metrics"), (CalibrationMetrics, "calibration_metrics")):
         assert pl.read_parquet(lake.folder("reports") / f"{name}.parquet").equals(lake.read(schema))
     assert {path.name for path in lake.folder("reports").iterdir()} == {
@@ -245,32 +262,27 @@ def test_the_numbers_lie_beside_the_report_as_parquet(lake: Lake) -> None:
 
 def test_probabilities_are_mended_on_the_validation_split_and_judged_on_the_test(lake: Lake) -> None:
     fill(lake, validated=True)
-    run(lake, Config(num_draws=100))
-    clicks = lake.read(CalibrationMetrics).filter(label="clicked", ranker="base")
-    errors = {
-        kind: dict(rows.select("method", "expected_calibration_error").iter_rows())
-        for (kind,), rows in clicks.filter(pl.col("segment_kind").is_in(["all"])).group_by("segment_kind")
-    }
-    assert set(errors["all"]) == {"as scored", "isotonic", "platt"}
-    assert errors["all"]["isotonic"] < 0.5 * errors["all"]["as scored"]
-    assert errors["all"]["platt"] < 0.5 * errors["all"]["as scored"]
-    assert clicks["segment_kind"].unique(maintain_order=True).to_list() == [
-        "all",
-        "user_segment",
-        "item_segment",
-        "position",
-        "brand",
+    judged = line_up(_runs(lake, ["brand"]), segment_kinds=["brand"])
+    metrics = calibrate(lake, judged, METHODS).metrics
+    clicks = metrics.filter(label="clicked", ranker="base")
+    overall = clicks.filter(segment_kind="all")
+    errors = dict(overall.select("method", "expected_calibration_error").iter_rows())
+    assert set(errors) == {"as scored", "isotonic", "platt"}
+    assert max(errors["isotonic"], errors["platt"]) < 0.5 * errors["as scored"]
+    assert metrics.select("label", "segment_kind", "segment").unique(maintain_order=True).rows() == [
+        (label, kind, segment)
+        for label in ("clicked", "converted", "clicked_and_converted")
+        for kind, segment in (("all", "all"), ("brand", "acme"), ("brand", "other"))
     ]
-    rankers = lake.read(CalibrationMetrics).filter(label="clicked", segment_kind="all", method="as scored")["ranker"]
-    assert set(rankers) == {"base", "content", "ceiling"}
-    run(lake, Config(num_draws=100, recalibrate=()))
-    assert set(lake.read(CalibrationMetrics)["method"]) == {"as scored"}
+    assert set(metrics.filter(method="as scored")["ranker"]) == {"base", "content", "ceiling"}
+    assert set(metrics.filter(method="platt")["ranker"]) == {"base", "content"}  # the truth needs no mending
 
 
-def test_without_validation_predictions_rankers_are_judged_as_scored(lake: Lake) -> None:
-    fill(lake)
-    run(lake, Config(num_draws=100))
-    assert set(lake.read(CalibrationMetrics)["method"]) == {"as scored"}
+@pytest.mark.parametrize("validated", [False, True])
+def test_without_validation_predictions_or_a_method_rankers_are_judged_as_scored(lake: Lake, validated: bool) -> None:
+    fill(lake, validated=validated)
+    judged = line_up(_runs(lake, []), segment_kinds=[])
+    assert set(calibrate(lake, judged, [] if validated else METHODS).metrics["method"]) == {"as scored"}
 
 
 def test_what_is_known_of_feature_groups_and_embedders_is_shown_of_the_rankers_judged(lake: Lake) -> None:
