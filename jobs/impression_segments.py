@@ -52,7 +52,11 @@ def write_impression_segments(
     Raises:
         ValueError: a kind was asked for by name that the log cannot give.
     """
-    kinds = [kind_of(name, cuts, known, tier_rules) for name in names or ALWAYS if name not in cuts.columns]
+    kinds = [
+        kind_of(name, cuts, known, tier_rules)
+        for name in (ALWAYS if names is None else names)
+        if name not in cuts.columns
+    ]
     left_out: dict[str, str] = {}
     if names is None:
         kinds += _those_that_tell_apart(known, cuts, tier_rules, left_out)
@@ -66,11 +70,15 @@ def write_impression_segments(
             )
             counts += [_counts(cut, kind.name) for kind in kinds]
             writer.write_shard(cut.drop("clicked", "converted"))
+        segments = _segments(counts, kinds)
+        for kind in kinds:
+            if not segments[kind.name]:
+                raise ValueError(
+                    f"assign_segments: no impression of the test split is in a segment of {kind.name}: what it is cut "
+                    "by is empty there. Leave it out, or fill it in the source."
+                )
         writer.metadata = {
-            "kinds": {
-                kind.name: {"rule": kind.rule, "segments": segments}
-                for kind, segments in zip(kinds, _segments(counts, kinds), strict=True)
-            },
+            "kinds": {kind.name: {"rule": kind.rule, "segments": segments[kind.name]} for kind in kinds},
             "left_out": left_out,
         }
         assert (writer.kept, writer.quarantined) == (num_rows, 0), (
@@ -125,21 +133,21 @@ def _counts(cut: pl.DataFrame, kind: str) -> pl.DataFrame:
     )
 
 
-def _segments(counts: Sequence[pl.DataFrame], kinds: Sequence[SegmentKind]) -> list[dict[str, dict[str, float | None]]]:
-    """Of each kind, by segment: share of impressions, clicks and conversions."""
+def _segments(
+    counts: Sequence[pl.DataFrame], kinds: Sequence[SegmentKind]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """By kind and segment: share of impressions, clicks and conversions."""
     total = pl.concat(counts).group_by("kind", "segment").agg(pl.col(COUNTS).sum())
     everything = total.filter(pl.col("kind") == kinds[0].name).select(COUNTS).sum().row(0)
-    segments = []
+    segments = {}
     for kind in kinds:
         rows = {segment: numbers for _, segment, *numbers in total.filter(pl.col("kind") == kind.name).iter_rows()}
         rows.pop(None, None)
-        segments.append(
-            {
-                name: {
-                    count.removeprefix("num_"): number / whole if whole else None
-                    for count, number, whole in zip(COUNTS, rows[name], everything, strict=True)
-                }
-                for name in in_order(rows)
+        segments[kind.name] = {
+            name: {
+                count.removeprefix("num_"): number / whole if whole else None
+                for count, number, whole in zip(COUNTS, rows[name], everything, strict=True)
             }
-        )
+            for name in in_order(rows)
+        }
     return segments

@@ -115,8 +115,10 @@ def check_names(kinds: Sequence[str] | None, columns: Mapping[str, SegmentColumn
     for name in kinds or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = f"; did you mean `{near[0]}`?" if near else "."
             raise ValueError(f"kinds: there is no kind `{name}`{hint} Known: {', '.join(known)}")
+    if kinds is not None and not kinds and not columns:
+        raise ValueError("kinds: there is none, and no columns either; leave `kinds` out for all")
     if kinds is not None and len(set(kinds)) < len(kinds):
         raise ValueError(f"kinds: one is named twice in {', '.join(kinds)}")
 
@@ -187,7 +189,7 @@ def _dtype_of(name: str, table: str, column: str, known: LogBeforeTest) -> pl.Da
         raise ValueError(f"assign_segments: {name} needs {table}.{column}, and this log has no {table}")
     if column not in columns:
         near = difflib.get_close_matches(column, columns, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = f"; did you mean `{near[0]}`?" if near else "."
         raise ValueError(f"assign_segments: {name}: {table} has no column `{column}`{hint} It has {', '.join(columns)}")
     return columns[column]
 
