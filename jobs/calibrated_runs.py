@@ -1,6 +1,6 @@
 """Are the probabilities right on the test, as scored and after a fit on the validation split? One ranker at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,10 +27,21 @@ class CalibratedRuns(NamedTuple):
 def calibrate(lake: Lake, judged: JudgedRuns, methods: Sequence[Method]) -> CalibratedRuns:
     """Judge every ranker's probabilities, overall and by segment.
 
-    The mended scores of one ranker at a time are in memory, beside those of `judged`.
-
     Args:
         lake: where `validation_predictions` are; without them, or without those of a ranker, it is judged as scored.
+        judged: test predictions, lined up.
+        methods: what is fitted on the validation predictions; none for as scored only.
+    """
+    return calibrate_on(lambda ranker: _validation_runs(lake, ranker), judged, methods)
+
+
+def calibrate_on(
+    validation_runs: Callable[[str], Iterable[Run]], judged: JudgedRuns, methods: Sequence[Method]
+) -> CalibratedRuns:
+    """Judge every ranker's probabilities; the mended scores of one at a time are in memory, beside those of `judged`.
+
+    Args:
+        validation_runs: by ranker, its seeds on rows that it was not trained on; none where it is judged as scored.
         judged: test predictions, lined up.
         methods: what is fitted on the validation predictions; none for as scored only.
     """
@@ -38,8 +49,10 @@ def calibrate(lake: Lake, judged: JudgedRuns, methods: Sequence[Method]) -> Cali
     recalibrated: dict[tuple[str, str, str], Sequence[Calibration]] = {}
     for ranker in judged.rankers(None):
         alone = replace(judged, scores={run: scores for run, scores in judged.scores.items() if run[0] == ranker})
-        fitted = fit_recalibrations(_validation_runs(lake, ranker), methods) if methods else {}
-        mended: dict[str, JudgedRuns] = {method: recalibrate_runs(alone, maps) for method, maps in fitted.items() if maps}
+        fitted = fit_recalibrations(validation_runs(ranker), methods) if methods else {}
+        mended: dict[str, JudgedRuns] = {
+            method: recalibrate_runs(alone, maps) for method, maps in fitted.items() if maps
+        }
         tables.append(calibrate_segments(alone, mended))
         for method, runs in mended.items():
             for (label, _), calibrations in calibrate_runs(runs).items():

@@ -1,23 +1,36 @@
-"""The command `tailrank`. Exit codes: 0 good, 1 the data or the result is bad, 2 wrong usage."""
+"""The command `tailrank`. Exit codes: 0 good, 1 the data or the result is bad, 2 wrong usage.
+
+`tailrank gate` alone: 0 promote, 1 do not promote, 2 wrong usage, 3 the data cannot be judged.
+"""
 
 import logging
 import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded at run time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a machine that does anything else
 
-from jobs import flow
+from jobs import cli_judging, flow
+from jobs.cli_options import (
+    ConfigOption,
+    ForceOption,
+    LakeOption,
+    SetOption,
+    console,
+    errors,
+    fail,
+    plain,
+    read_settings,
+)
 from jobs.lake import Lake, table_name
-from jobs.settings import Settings, load_settings
+from jobs.settings import Settings
 
 app = typer.Typer(
     name="tailrank",
@@ -29,43 +42,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Settings file.  [default: ./tailrank.toml if there is one]")
-]
-LakeOption = Annotated[
-    Path | None, typer.Option("--lake", help="Folder of the tables; one lake holds one log.  [default: lake]")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting, e.g. train_ranker.seeds=[0,1]."
-    ),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run steps that are fresh, too.")]
-
-
-def _settings(
-    config: Path | None, lake: Path | None, flags: list[str] | None, overrides: dict[str, dict[str, Any]] | None = None
-) -> Settings:
-    overrides = dict(overrides or {})
-    if lake is not None:
-        overrides["lake"] = {"path": str(lake.resolve())}
-    try:
-        return load_settings(config, environment=os.environ, flags=flags or (), overrides=overrides)
-    except ValueError as error:
-        _fail(str(error), code=2)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    errors.print(f"[bold red]error:[/] {_plain(message)}", soft_wrap=True, highlight=False)
-    raise typer.Exit(code)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 @app.callback(invoke_without_command=True)
@@ -93,7 +69,7 @@ def options(
 @app.command()
 def plan(config: ConfigOption = None, lake: LakeOption = None, settings: SetOption = None) -> None:
     """Draw the flow: every step, the tables it reads and writes, and whether it has anything to do."""
-    chosen = _settings(config, lake, settings)
+    chosen = read_settings(config, lake, settings)
     store = Lake(chosen.lake_path)
     table = Table(title=f"lake {store.root}", title_justify="left", show_lines=True)
     for column, options in (
@@ -113,7 +89,7 @@ def plan(config: ConfigOption = None, lake: LakeOption = None, settings: SetOpti
         if reason is not None:
             upstream_stale.update(table_name(schema) for schema in one.writes)
         last = flow.last_run(store, name)
-        state = f"[yellow]stale[/]: {_plain(reason)}" if reason else "[green]fresh[/]"
+        state = f"[yellow]stale[/]: {plain(reason)}" if reason else "[green]fresh[/]"
         if last is not None:
             state += f"\nlast: {last.finished:%Y-%m-%d %H:%M} UTC, {last.seconds:.1f} s"
         writes = []
@@ -140,8 +116,8 @@ def ingest(
     if path is not None:
         overrides["path"] = str(path.resolve())
     if source not in flow.SOURCES:
-        _fail(f"there is no source {source!r}; the sources are {', '.join(flow.SOURCES)}", code=2)
-    chosen = _settings(config, lake, settings, {"ingest": overrides})
+        fail(f"there is no source {source!r}; the sources are {', '.join(flow.SOURCES)}", code=2)
+    chosen = read_settings(config, lake, settings, {"ingest": overrides})
     _run(chosen, ["ingest"], force)
 
 
@@ -166,36 +142,22 @@ def run(
     """Run the steps that are stale, in order: from the raw log to the report."""
     unknown = [name for name in steps or () if name not in flow.STEPS]
     if unknown:
-        _fail(f"there is no step {unknown[0]!r}; the steps are {', '.join(flow.STEPS)}", code=2)
+        fail(f"there is no step {unknown[0]!r}; the steps are {', '.join(flow.STEPS)}", code=2)
     overrides = {"embed_items": {"backbone": backbone}} if backbone else None
-    _run(_settings(config, lake, settings, overrides), _steps_of_method(steps, method), force)
+    _run(read_settings(config, lake, settings, overrides), _steps_of_method(steps, method), force)
 
 
-@app.command()
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Parquet or CSV: one row per impression.", show_default=False)],
-    baseline: Annotated[
-        Path | None, typer.Option(help="Another model's predictions for the same impressions, to compare with.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML file here.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers here, for machines.")] = None,
-) -> None:
-    """Judge anyone's predictions: AUC, UAUC and WUAUC with intervals, by segment, against a baseline.
-
-    Columns: impression_id, user_id, item_id, event_timestamp, clicked, p_ctr; optional: converted, p_cvr, p_ctcvr,
-    user_segment, item_segment.
-    """
-    from jobs import evaluate_predictions
-
-    evaluate_predictions.run(predictions, baseline=baseline, report=report, json=json)
+app.command()(cli_judging.evaluate)
+app.command()(cli_judging.gate)
+app.command()(cli_judging.ablate)
 
 
 def _steps_of_method(steps: list[str] | None, method: str) -> list[str] | None:
     if method not in flow.METHODS:
-        _fail(f"there is no method {method!r}; the methods are {', '.join(flow.METHODS)}", code=2)
+        fail(f"there is no method {method!r}; the methods are {', '.join(flow.METHODS)}", code=2)
     instead = flow.METHODS[method]
     if instead and not set(steps or ()) & instead.keys():
-        _fail(
+        fail(
             f"--method {method} says how {' and '.join(instead)} embed: name one of them, or leave --method out",
             code=2,
         )
@@ -206,7 +168,7 @@ def _run(settings: Settings, steps: list[str] | None, force: bool) -> None:
     before = flow.last_run(Lake(settings.lake_path), "ingest")
     source = settings.steps["ingest"].model_dump()["source"]
     if before is not None and before.config["source"] != source:
-        _fail(
+        fail(
             f"lake {settings.lake_path} holds a log from {before.config['source']!r}, not {source!r}, and one lake "
             f"holds one log; name another with --lake, or remove that folder",
             code=2,
@@ -225,6 +187,6 @@ def main() -> None:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             raise
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        errors.print(f"[bold red]error:[/] {_plain(message)}", soft_wrap=True, highlight=False)
+        errors.print(f"[bold red]error:[/] {plain(message)}", soft_wrap=True, highlight=False)
         errors.print("[dim](tailrank --verbose shows where it happened)[/]")
         sys.exit(1)

@@ -1,7 +1,7 @@
 """Judge anyone's predictions, alone or against a baseline. The function behind `tailrank evaluate`."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -9,14 +9,17 @@ import dataframely as dy
 from rich.console import Console
 
 from feature_repo.table_schemas import SegmentMetrics
+from jobs.calibrated_runs import calibrate_on as calibrate_runs_on
+from jobs.definitions_table import definitions_table, reconcile, reconciliation_json
 from jobs.lake import utc_now
 from jobs.predictions_file import PredictionsFile, read_predictions
 from jobs.provenance import command, commit, versions
-from jobs.report_files import write_json, write_text
-from jobs.segment_table import terminal_table
-from ranker.calibration import calibrate_runs
+from jobs.report_files import write_json, write_parquet, write_text
+from jobs.segment_table import TIER_KINDS, terminal_table
+from ranker.calibration import score_histograms
 from ranker.comparison import compare
 from ranker.judged_runs import Run, line_up
+from ranker.recalibration import METHODS
 from ranker.report import ReportData, render
 from ranker.report_json import report_json
 from ranker.wording import verdict
@@ -30,6 +33,10 @@ def run(
     report: Path | None = None,
     json: Path | None = None,
     *,
+    segments: Sequence[str] = (),
+    calibrate_on: Path | None = None,
+    parquet: Path | None = None,
+    explain: bool = False,
     num_draws: int = 1000,
     seed: int = 0,
     min_users: int = 30,
@@ -44,6 +51,11 @@ def run(
         baseline: another model's predictions for the same impressions.
         report: write one self-contained HTML file here.
         json: write all numbers here.
+        segments: further columns to judge by, of the predictions.
+        calibrate_on: predictions of the same model on the validation split; fit isotonic regression and Platt scaling
+            there, and judge what they make of the probabilities here.
+        parquet: write the tables behind the report into this folder.
+        explain: print, and add to the JSON, what other definitions of AUC by user give from the same scores.
         num_draws: bootstrap draws of users.
         seed: of the bootstrap.
         min_users: with fewer users counted, a segment says "cannot tell".
@@ -55,10 +67,11 @@ def run(
         the segment table.
 
     Raises:
-        TableError: a file cannot be judged; the message names the column, the rule and a few rows.
+        TableError: a file cannot be judged, or has no such column; the message names the column, the rule and a few
+            rows.
         ValueError: the two files are not of the same impressions.
     """
-    ours = read_predictions(predictions)
+    ours = read_predictions(predictions, segments)
     name, baseline_name = predictions.stem, None
     runs, notes = [Run(name, 0, ours.frame)], list(ours.notes)
     if baseline is not None:
@@ -71,7 +84,7 @@ def run(
         notes += theirs.notes
     for note in notes:
         logger.warning("%s", note)
-    judged = line_up(runs)
+    judged = line_up(runs, segment_kinds=list(dict.fromkeys([*TIER_KINDS, *segments])))
     metrics = compare(
         judged,
         baseline=baseline_name,
@@ -80,21 +93,34 @@ def run(
         min_users=min_users,
         min_positives=min_positives,
     )
+    validation = [Run(name, 0, read_predictions(calibrate_on).frame)] if calibrate_on is not None else []
+    calibrated = calibrate_runs_on(lambda ranker: validation if ranker == name else (), judged, METHODS)
     data = ReportData(
         title=f"{name} against {baseline_name}" if baseline_name else f"How well {name} ranks",
         source=f"Predictions in {predictions.name}",
         metrics=metrics,
-        calibrations=calibrate_runs(judged),
+        calibrations=calibrated.as_scored,
         created=now(),
-        provenance=_provenance(ours, predictions, baseline, num_draws, seed, min_users, min_positives),
+        provenance=_provenance(ours, predictions, baseline, calibrate_on, num_draws, seed, min_users, min_positives),
         notes=notes,
+        calibration_metrics=calibrated.metrics,
+        recalibrations=calibrated.recalibrated,
+        histograms=score_histograms(judged),
     )
     console = console or Console()
-    console.print(terminal_table(metrics))
+    console.print(terminal_table(metrics, segment_kinds=None))
     console.print(" ".join(verdict(metrics, name)))
+    definitions = reconcile(judged) if explain else {}
+    if "clicked" in definitions:
+        console.print(definitions_table(definitions["clicked"]))
     if json is not None:
-        write_json(json, report_json(data, name))
+        explained = {"other_definitions": reconciliation_json(definitions)} if explain else {}
+        write_json(json, report_json(data, name) | explained)
         console.print(f"numbers: {json}", soft_wrap=True)
+    if parquet is not None:
+        for table, frame in (("segment_metrics", metrics), ("calibration_metrics", calibrated.metrics)):
+            write_parquet(parquet / f"{table}.parquet", frame)
+        console.print(f"tables: {parquet}", soft_wrap=True)
     if report is not None:
         write_text(report, render(data))
         console.print(f"report: {report}", soft_wrap=True)
@@ -105,6 +131,7 @@ def _provenance(
     ours: PredictionsFile,
     predictions: Path,
     baseline: Path | None,
+    calibrate_on: Path | None,
     num_draws: int,
     seed: int,
     min_users: int,
@@ -113,6 +140,7 @@ def _provenance(
     return {
         "Predictions": str(predictions),
         **({"Baseline": str(baseline)} if baseline is not None else {}),
+        **({"Recalibrated on": str(calibrate_on)} if calibrate_on is not None else {}),
         "Impressions": f"{ours.frame.height:,} of {ours.num_items:,} items, "
         f"from {ours.start:%Y-%m-%d %H:%M} to {ours.end:%Y-%m-%d %H:%M} UTC",
         "Bootstrap": f"{num_draws:,} draws of users, seed {seed}",
