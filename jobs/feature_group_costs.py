@@ -67,5 +67,9 @@ def _table_of(store: FeatureStore, view: str) -> str:
 
 def _bytes_of(connection: sqlite3.Connection, table: str) -> int:
     columns = [name for _, name, *_ in connection.execute(f'PRAGMA table_info("{table}")')]
-    sizes = " + ".join(f'COALESCE(LENGTH(CAST("{column}" AS BLOB)), 0)' for column in columns)
+    sizes = " + ".join(
+        f"CASE TYPEOF(\"{column}\") WHEN 'null' THEN 0 WHEN 'integer' THEN 8 WHEN 'real' THEN 8 "
+        f'ELSE LENGTH(CAST("{column}" AS BLOB)) END'
+        for column in columns
+    )
     return int(connection.execute(f'SELECT COALESCE(SUM({sizes}), 0) FROM "{table}"').fetchone()[0])
