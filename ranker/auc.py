@@ -9,11 +9,19 @@ rewards telling active users from idle ones. Every function here takes a frame a
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import fsum
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from ranker.ranked_rows import GroupSums, dense_ranks, score_bits, sums_by_group
+
+LARGEST_SPREAD = 4
+"""Numbers of groups are made dense again when they run beyond this many times the rows."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,14 @@ class UserAuc:
         return self.num_positives_skipped / self.num_positives if self.num_positives else 0.0
 
 
+class Aucs(NamedTuple):
+    """The three figures of one label and score."""
+
+    auc: Auc
+    uauc: UserAuc
+    wuauc: UserAuc
+
+
 def auc(predictions: pl.DataFrame, label: str, score: str) -> Auc:
     """Probability that a random positive scores above a random negative; a tie counts one half.
 
@@ -65,9 +81,7 @@ def auc(predictions: pl.DataFrame, label: str, score: str) -> Auc:
         ValueError: a score is null or NaN, or a label is null.
     """
     check_scores(predictions, label, score)
-    return Auc(
-        *predictions.select(*_auc_columns(label, score)).select("auc", "num_impressions", "num_positives").row(0)
-    )
+    return _pooled(*_arrays(predictions, label, score))
 
 
 def user_aucs(predictions: pl.DataFrame, label: str, score: str, by: Sequence[str] = ("user_id",)) -> pl.DataFrame:
@@ -87,7 +101,15 @@ def user_aucs(predictions: pl.DataFrame, label: str, score: str, by: Sequence[st
         ValueError: a score is null or NaN, or a label is null.
     """
     check_scores(predictions, label, score)
-    return predictions.group_by(*by).agg(*_auc_columns(label, score))
+    group = _group_numbers(predictions, by)
+    sums = sums_by_group(group, *_arrays(predictions, label, score))
+    a_row = np.zeros(int(group.max(initial=-1)) + 1, np.int64)  # of each group: which one does not matter
+    a_row[group] = np.arange(len(group))
+    return predictions.select(*by)[a_row[sums.groups]].with_columns(
+        num_impressions=sums.num_rows,
+        num_positives=sums.num_positives,
+        auc=pl.Series(sums.auc).fill_nan(None),
+    )
 
 
 def uauc(predictions: pl.DataFrame, label: str, score: str) -> UserAuc:
@@ -112,7 +134,8 @@ def uauc(predictions: pl.DataFrame, label: str, score: str) -> UserAuc:
     References:
         LEARN, arXiv:2405.03988, evaluation metrics.
     """
-    return _mean_of_users(user_aucs(predictions, label, score), weight=pl.lit(1.0))
+    users = _users(predictions, label, score)
+    return mean_of_users(users, np.ones(len(users.groups), np.int64))
 
 
 def wuauc(predictions: pl.DataFrame, label: str, score: str) -> UserAuc:
@@ -136,38 +159,52 @@ def wuauc(predictions: pl.DataFrame, label: str, score: str) -> UserAuc:
     References:
         LEARN, arXiv:2405.03988; GAUC: Zhu et al., Optimized Cost per Click in Taobao, arXiv:1703.02091.
     """
-    return _mean_of_users(user_aucs(predictions, label, score), weight=pl.col("num_impressions"))
+    users = _users(predictions, label, score)
+    return mean_of_users(users, users.num_rows)
 
 
-def placements(label: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For a positive, the share of negatives below it; for a negative, the share of positives above it; ties half.
-
-    The mean over the positives, or over the negatives, is the pooled AUC: placements say what each row adds to it.
+def aucs(predictions: pl.DataFrame, label: str, score: str) -> Aucs:
+    """`auc`, `uauc` and `wuauc` of the same rows: every user is numbered and ranked once.
 
     Args:
-        label: (N,) with both classes present.
-        score: (N,) finite.
+        predictions: one row per impression, with user_id.
+        label: Boolean column.
+        score: numeric column; higher ranks first; any scale.
 
-    Returns:
-        (N,) in [0, 1].
+    Raises:
+        ValueError: a score is null or NaN, or a label is null.
     """
-    order = np.argsort(score)
-    positive = label[order]
-    num_positives = int(positive.sum())
-    num_negatives = len(positive) - num_positives
-    assert 0 < num_positives < len(positive), "placements need both classes"
-    ordered = score[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    sizes = np.diff(np.append(starts, len(ordered)))
-    tied_positives = np.add.reduceat(positive.astype(np.int64), starts)
-    tied_negatives = sizes - tied_positives
-    negatives_below = np.cumsum(tied_negatives) - tied_negatives
-    positives_above = num_positives - np.cumsum(tied_positives)
-    of_positive = (negatives_below + 0.5 * tied_negatives) / num_negatives
-    of_negative = (positives_above + 0.5 * tied_positives) / num_positives
-    placement = np.empty(len(ordered))
-    placement[order] = np.where(positive, np.repeat(of_positive, sizes), np.repeat(of_negative, sizes))
-    return placement
+    check_scores(predictions, label, score)
+    with ThreadPoolExecutor(1) as beside:  # numbering the users takes as long as the rest, and neither holds the GIL
+        numbers = beside.submit(_group_numbers, predictions, ("user_id",))
+        positive, bits = _arrays(predictions, label, score)
+        log = _pooled(positive, bits)
+        users = sums_by_group(numbers.result(), positive, bits)
+    return Aucs(
+        log,
+        mean_of_users(users, np.ones(len(users.groups), np.int64)),
+        mean_of_users(users, users.num_rows),
+    )
+
+
+def mean_of_users(users: GroupSums, weight: NDArray[np.int64]) -> UserAuc:
+    """Mean of the AUCs of the users with both classes. Sums are exact, so the order of users does not matter.
+
+    Args:
+        users: (U,) one group a user.
+        weight: (U,)
+    """
+    kept = users.num_pairs > 0
+    rows, positives = users.num_rows, users.num_positives
+    return UserAuc(
+        value=fsum(users.auc[kept] * weight[kept]) / int(weight[kept].sum()) if kept.any() else None,
+        num_users=int(kept.sum()),
+        num_users_skipped=int((~kept).sum()),
+        num_impressions=int(rows.sum()),
+        num_impressions_skipped=int(rows[~kept].sum()),
+        num_positives=int(positives.sum()),
+        num_positives_skipped=int(positives[~kept].sum()),
+    )
 
 
 def check_scores(predictions: pl.DataFrame, label: str, score: str) -> None:
@@ -197,30 +234,39 @@ def check_scores(predictions: pl.DataFrame, label: str, score: str) -> None:
         )
 
 
-def _auc_columns(label: str, score: str) -> list[pl.Expr]:
-    """num_impressions, num_positives and auc of a group of rows, from the rank sum of its positives."""
-    positives = pl.col(label).sum().cast(pl.Int64)
-    negatives = pl.len().cast(pl.Int64) - positives
-    rank_sum = (pl.col(score).rank("average") * pl.col(label)).sum()
-    above = rank_sum - positives * (positives + 1) / 2
-    return [
-        pl.len().cast(pl.Int64).alias("num_impressions"),
-        positives.alias("num_positives"),
-        pl.when((positives > 0) & (negatives > 0)).then(above / (positives * negatives)).alias("auc"),
-    ]
+def _arrays(predictions: pl.DataFrame, label: str, score: str) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """(N,) labels and (N,) scores as integers in their order."""
+    return predictions[label].to_numpy(), score_bits(predictions[score].cast(pl.Float64).to_numpy())
 
 
-def _mean_of_users(users: pl.DataFrame, weight: pl.Expr) -> UserAuc:
-    kept = pl.col("auc").is_not_null()
-    weighted = (pl.col("auc") * weight).sum() / (kept * weight).sum()
-    return UserAuc(
-        *users.select(
-            value=pl.when(kept.any()).then(weighted),
-            num_users=kept.sum(),
-            num_users_skipped=(~kept).sum(),
-            num_impressions=pl.col("num_impressions").sum(),
-            num_impressions_skipped=(pl.col("num_impressions") * ~kept).sum(),
-            num_positives=pl.col("num_positives").sum(),
-            num_positives_skipped=(pl.col("num_positives") * ~kept).sum(),
-        ).row(0)
-    )
+def _users(predictions: pl.DataFrame, label: str, score: str) -> GroupSums:
+    """One group a user."""
+    check_scores(predictions, label, score)
+    return sums_by_group(_group_numbers(predictions, ("user_id",)), *_arrays(predictions, label, score))
+
+
+def _pooled(positive: NDArray[np.bool_], bits: NDArray[np.uint64]) -> Auc:
+    """All rows as one group."""
+    log = sums_by_group(np.zeros(len(bits), np.int64), positive, bits)
+    value = float(log.auc[0]) if log.num_pairs.any() else None
+    return Auc(value, len(positive), int(positive.sum()))
+
+
+def _group_numbers(predictions: pl.DataFrame, by: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) from 0: rows with the same values of `by` share a number. A null is a value of its own."""
+    group, size = np.zeros(predictions.height, np.int64), 1
+    for name in by:
+        column = predictions[name]
+        if column.dtype == pl.String:
+            # categories of our own: those of another frame would leave gaps
+            numbers = column.cast(pl.Categorical(pl.Categories.random())).to_physical()
+        else:
+            numbers = column.rank("dense")
+        missing = int(numbers.max() or 0) + 1  # type: ignore[arg-type]
+        group *= missing + 1
+        group += numbers.cast(pl.Int64).fill_null(missing).to_numpy()
+        size *= missing + 1
+        if size > LARGEST_SPREAD * len(group):
+            group = dense_ranks(group.view(np.uint64))
+            size = int(group.max(initial=0)) + 1
+    return group

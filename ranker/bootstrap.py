@@ -9,7 +9,7 @@ users x sums, done in blocks of users: nothing of size draws x users is ever hel
 
 from collections.abc import Sequence
 from math import erfc, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 USERS_PER_BLOCK = 2048  # 2048 users x 1000 draws in float64: 16 MB
 
 
-class UserSums(NamedTuple):
+class UserSums(Protocol):
     """What each user of one cell adds to the sums that a metric is made of."""
 
-    users: NDArray[np.int64]
-    """(U,) ascending; the number of the user in the whole log, the same in every cell."""
-    sums: NDArray[np.float64]
-    """(U, K)"""
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """(U,) ascending; the number of the user in the whole log, the same in every cell."""
+
+    def columns(self, low: int, high: int) -> NDArray[np.float64]:
+        """(K, high - low) of the users in these places. Asked for block by block: U may be millions."""
 
 
 class Interval(NamedTuple):
@@ -54,14 +56,20 @@ def resampled_totals(cells: Sequence[UserSums], num_users: int, num_draws: int, 
     Returns:
         one (K, num_draws) per cell.
     """
-    totals = [np.zeros((cell.sums.shape[1], num_draws)) for cell in cells]
+    totals = [np.zeros((len(cell.columns(0, 0)), num_draws)) for cell in cells]
     rng = np.random.default_rng(seed)
     for start in range(0, num_users, USERS_PER_BLOCK):
         stop = min(start + USERS_PER_BLOCK, num_users)
         weights = poisson_weights(stop - start, num_draws, rng)
         for cell, total in zip(cells, totals, strict=True):
             low, high = np.searchsorted(cell.users, (start, stop))
-            total += cell.sums[low:high].T @ weights[cell.users[low:high] - start]
+            columns, places = cell.columns(low, high), cell.users[low:high] - start
+            if 2 * len(places) < len(weights):
+                total += columns @ weights[places]
+            else:  # a few columns of zeros cost less than copying the weights
+                widened = np.zeros((len(columns), len(weights)))
+                widened[:, places] = columns
+                total += widened @ weights
     return totals
 
 
@@ -74,6 +82,11 @@ def percentile_interval(draws: NDArray[np.float64]) -> Interval:
     return Interval(float(low), float(high))
 
 
+def standard_deviation(draws: NDArray[np.float64]) -> float:
+    """Spread of the draws (of those that have a value): the standard error of the figure."""
+    return float(np.std(draws[np.isfinite(draws)]))
+
+
 def two_sided_p(value: float, draws: NDArray[np.float64]) -> float:
     """Two-sided p-value of a value against zero: a normal distribution, with the draws' spread as standard error.
 
@@ -84,7 +97,7 @@ def two_sided_p(value: float, draws: NDArray[np.float64]) -> float:
         value: the estimate.
         draws: (D,) of it; those without a value are left out.
     """
-    spread = float(np.std(draws[np.isfinite(draws)]))
+    spread = standard_deviation(draws)
     if spread == 0.0:
         return 1.0 if value == 0.0 else 0.0
     return erfc(abs(value) / spread / sqrt(2.0))

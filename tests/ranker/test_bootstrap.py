@@ -1,17 +1,29 @@
 """The bootstrap against closed forms and one-by-one resampling; Holm against a worked example."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ranker.bootstrap import (
     USERS_PER_BLOCK,
-    UserSums,
     holm,
     percentile_interval,
     poisson_weights,
     resampled_totals,
     two_sided_p,
 )
+
+
+class Sums(NamedTuple):
+    """(U,) users and what each adds, (U, K)."""
+
+    users: NDArray[np.int64]
+    sums: NDArray[np.float64]
+
+    def columns(self, low: int, high: int) -> NDArray[np.float64]:
+        return self.sums[low:high].T
 
 
 def test_weights_follow_poisson_of_mean_one() -> None:
@@ -28,7 +40,7 @@ def test_totals_are_weighted_sums_over_users_across_blocks() -> None:
     rng = np.random.default_rng(1)
     users = np.sort(rng.choice(num_users, 500, replace=False))
     sums = rng.random((500, 3))
-    [totals] = resampled_totals([UserSums(users, sums)], num_users, 20, seed=7)
+    [totals] = resampled_totals([Sums(users, sums)], num_users, 20, seed=7)
     stream = np.random.default_rng(7)
     weights = np.concatenate([poisson_weights(USERS_PER_BLOCK, 20, stream), poisson_weights(100, 20, stream)])
     np.testing.assert_allclose(totals, sums.T @ weights[users], rtol=1e-12)
@@ -37,14 +49,14 @@ def test_totals_are_weighted_sums_over_users_across_blocks() -> None:
 def test_a_user_gets_the_same_copies_in_every_cell_and_ranker() -> None:
     everyone, some = np.arange(50), np.arange(10, 20)
     one = np.ones((50, 1))
-    together = resampled_totals([UserSums(everyone, one), UserSums(some, one[:10])], 50, 30, seed=0)
-    alone = resampled_totals([UserSums(some, one[:10])], 50, 30, seed=0)
+    together = resampled_totals([Sums(everyone, one), Sums(some, one[:10])], 50, 30, seed=0)
+    alone = resampled_totals([Sums(some, one[:10])], 50, 30, seed=0)
     np.testing.assert_array_equal(together[1], alone[0])
     assert np.all(together[1] <= together[0])
 
 
 def test_the_same_seed_gives_the_same_draws() -> None:
-    cell = UserSums(np.arange(9), np.ones((9, 2)))
+    cell = Sums(np.arange(9), np.ones((9, 2)))
     first, second = (resampled_totals([cell], 9, 40, seed=5)[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert np.any(first != resampled_totals([cell], 9, 40, seed=6)[0])
@@ -52,7 +64,7 @@ def test_the_same_seed_gives_the_same_draws() -> None:
 
 def test_the_spread_of_a_resampled_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(2).normal(size=4000)
-    cell = UserSums(np.arange(4000), np.column_stack((values - values.mean(), np.ones(4000))))
+    cell = Sums(np.arange(4000), np.column_stack((values - values.mean(), np.ones(4000))))
     [(numerator, denominator)] = resampled_totals([cell], 4000, 2000, seed=0)
     assert np.std(numerator / denominator) == pytest.approx(values.std() / np.sqrt(4000), rel=0.06)
 
