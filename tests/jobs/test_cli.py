@@ -1,0 +1,114 @@
+"""The command line: every command explains itself, and hands its options to the function behind it."""
+
+import datetime as dt
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from feature_repo import table_schemas as tables
+from jobs.cli import app
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+COMMANDS = ("plan", "ingest", "run", "evaluate", "gate", "ablate")
+
+
+def tailrank(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(app, ["--quiet", *arguments], env=environment, catch_exceptions=False)
+
+
+def write(path: Path, seed: int, num_users: int = 80) -> Path:
+    """Predictions with coarse scores, so that some tie."""
+    world, ranker = np.random.default_rng(0), np.random.default_rng(seed)
+    n = num_users * 12
+    logit = world.normal(-0.6, 1.2, n)
+    pl.DataFrame(
+        {
+            "impression_id": [f"i{i}" for i in range(n)],
+            "user_id": [f"u{u}" for u in np.repeat(np.arange(num_users), 12)],
+            "item_id": [f"p{i % 37}" for i in range(n)],
+            "event_timestamp": pl.Series([NOW - dt.timedelta(minutes=i) for i in range(n)]),
+            "clicked": world.random(n) < 1 / (1 + np.exp(-logit)),
+            "p_ctr": np.round(1 / (1 + np.exp(-logit - ranker.normal(size=n))), 1),
+            "country": np.where(np.arange(n) % 3 == 0, "nl", "be"),
+        }
+    ).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself_in_80_columns(command: str) -> None:
+    result = tailrank(*filter(None, [command]), "--help", COLUMNS="80", TERMINAL_WIDTH="80")
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    for name in COMMANDS if not command else ():
+        assert name in result.output
+
+
+def test_evaluate_hands_its_options_on(tmp_path: Path) -> None:
+    mine, other = write(tmp_path / "mine.parquet", 1), write(tmp_path / "other.parquet", 2)
+    validation = write(tmp_path / "validation.parquet", 3)
+    result = tailrank(
+        "evaluate", str(mine), "--baseline", str(other), "--segment", "country", "--explain",
+        "--calibrate-on", str(validation), "--draws", "100", "--json", str(tmp_path / "numbers.json"),
+        "--parquet", str(tmp_path / "tables"), "--report", str(tmp_path / "report.html"),
+        COLUMNS="100",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    metrics = pl.read_parquet(tmp_path / "tables" / "segment_metrics.parquet")
+    assert set(metrics["segment"]) == {"all", "nl", "be"}
+    tables.SegmentMetrics.validate(metrics)
+    calibration = tables.CalibrationMetrics.validate(
+        pl.read_parquet(tmp_path / "tables" / "calibration_metrics.parquet")
+    )
+    methods = {name: set(calibration.filter(ranker=name)["method"]) for name in ("mine", "other")}
+    assert methods == {"mine": {"as scored", "isotonic", "platt"}, "other": {"as scored"}}
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    ours = {one["name"]: one["value"] for one in numbers["other_definitions"]["clicked"]["mine"]["values"]}
+    assert ours["UAUC"] == pytest.approx(numbers["uauc"]["value"])
+    assert ours["WUAUC"] == pytest.approx(numbers["wuauc"]["value"])
+    assert ours["AUC"] == pytest.approx(numbers["auc"]["value"])
+    assert "what other definitions of AUC by user give" in result.output
+    assert "are tied: a code that breaks ties by the order of the rows" in " ".join(result.output.split())
+    paths = str(tmp_path)
+    assert max(len(line) for line in result.output.splitlines() if paths not in line) <= 100
+    assert (tmp_path / "report.html").exists()
+
+
+def test_without_options_nothing_is_explained_or_mended(tmp_path: Path) -> None:
+    result = tailrank("evaluate", str(write(tmp_path / "mine.parquet", 1)), "--json", str(tmp_path / "numbers.json"))
+    assert result.exit_code == 0
+    assert "other definitions" not in result.output
+    assert "other_definitions" not in json.loads((tmp_path / "numbers.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ablate", "--method", "guessed"], "there is no method 'guessed'; the methods are permuted, retrained"),
+        (["ablate", "--set", "train_ranker.sedes=[0]"], "seeds"),
+        (["run", "nothing"], "there is no step 'nothing'"),
+        (["run", "--method", "karma"], "there is no method 'karma'"),
+        (["ingest", "tape"], "there is no source 'tape'"),
+        (["evaluate"], "FILE"),
+        (["evaluate", "x.parquet", "--draws", "3"], "100"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_right(arguments: list[str], words: str, tmp_path: Path) -> None:
+    lake = ["--lake", str(tmp_path / "lake")] if arguments[0] != "evaluate" else []
+    result = tailrank(*arguments, *lake, COLUMNS="200")
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_bad_data_exits_with_1_and_one_message(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("tailrank"), "-q", "evaluate", "nowhere.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: nowhere.parquet: there is no such file")
+    assert "Traceback" not in done.stderr
