@@ -54,7 +54,7 @@ def read_predictions(path: Path, segments: Sequence[str] = ()) -> PredictionsFil
         TableError: the file cannot be read, a column is missing, or a value cannot be what the column says; the
             message names the column, the rule, how many rows, a few of them, and what to do.
     """
-    scan = _scan(path)
+    scan = scan_file(path)
     columns = scan.collect_schema().names()
     _check_columns(path, columns)
     _check_segment_names(path, columns, segments)
@@ -88,7 +88,12 @@ def read_predictions(path: Path, segments: Sequence[str] = ()) -> PredictionsFil
     )
 
 
-def _scan(path: Path) -> pl.LazyFrame:
+def scan_file(path: Path) -> pl.LazyFrame:
+    """The file as it is, lazily; columns of a CSV as text.
+
+    Raises:
+        TableError: there is no such file, or it cannot be read.
+    """
     if not path.exists():
         raise TableError(str(path), "there is no such file", "check the path")
     kind = "parquet" if path.is_dir() else "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])

@@ -157,7 +157,7 @@ def fit_recalibrations(
 
     `p_ctr` is fitted to `clicked` on all rows, `p_cvr` to `converted` on the clicked ones, `p_ctcvr` to both on all;
     the latter two where the outcome is known. Scores that are no probabilities are passed over, as in `calibrate_runs`;
-    a score whose label has one class only is passed over with a warning.
+    a score that is null somewhere, or whose label has one class only, is passed over with a warning.
 
     Args:
         validation: predictions for rows that no ranker was trained on; read one at a time.
@@ -177,16 +177,17 @@ def fit_recalibrations(
                 continue
             rows = known.filter(label.rows)
             p, y = rows[label.score].cast(pl.Float64), rows[label.name]
-            if rows.is_empty() or not p.is_between(0.0, 1.0).all() or p.null_count():
+            if rows.is_empty() or not p.is_between(0.0, 1.0).all():
                 continue
-            if y.all() or not y.any():
+            if p.null_count() or y.all() or not y.any():
                 logger.warning(
-                    "%s of `%s`, seed %d, is not recalibrated: of its %s validation rows all are %s",
+                    "%s of `%s`, seed %d, is not recalibrated: of its %s validation rows %s are positive, %s unscored",
                     label.score,
                     run.ranker,
                     run.seed,
                     f"{rows.height:_}",
-                    "positive" if y.all() else "negative",
+                    f"{y.sum():_}",
+                    f"{p.null_count():_}",
                 )
                 continue
             for method in methods:
