@@ -84,6 +84,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Kinds of segments to judge by; by default all that assign_segments wrote."""
     recalibrate: tuple[Method, ...] = METHODS
     """How probabilities are mended on the validation split, to be judged on the test; [] for not at all."""
+    mlflow_tracking_uri: str = ""
+    """MLflow store that the evaluation is logged to, such as `sqlite:////data/mlflow.db`; empty for none."""
+    mlflow_experiment: str = "tailrank"
+    """The experiment that it is logged under."""
 
 
 def run(lake: Lake, config: Config) -> None:
@@ -133,7 +137,9 @@ def run(lake: Lake, config: Config) -> None:
     folder = lake.folder("reports")
     write_json(folder / "report.json", report_json(data, rankers[0] if rankers else config.baseline))
     write_text(folder / "report.html", render(data))
-    _write_tables(folder, data)
+    tables = _write_tables(folder, data)
+    if config.mlflow_tracking_uri:
+        _log_to_mlflow(config, data, [folder / "report.html", folder / "report.json", *tables])
     logger.info(
         "evaluate_ranker: %s impressions, %s users, %s runs, %s rows of segment metrics",
         f"{judged.impressions.height:_}",
@@ -209,8 +215,9 @@ def _of_rankers(lake: Lake, schema: type[S], judged: JudgedRuns) -> dy.DataFrame
     return None if rows.is_empty() else schema.validate(rows)
 
 
-def _write_tables(folder: Path, data: ReportData) -> None:
+def _write_tables(folder: Path, data: ReportData) -> list[Path]:
     """The numbers of the report as parquet beside it; a file of an earlier report that has no rows now is removed."""
+    written = []
     tables: Mapping[type[dy.Schema], pl.DataFrame | None] = {
         SegmentMetrics: data.metrics,
         CalibrationMetrics: data.calibration_metrics,
@@ -223,6 +230,23 @@ def _write_tables(folder: Path, data: ReportData) -> None:
             path.unlink(missing_ok=True)
         else:
             write_parquet(path, table)
+            written.append(path)
+    return written
+
+
+def _log_to_mlflow(config: Config, data: ReportData, artifacts: Sequence[Path]) -> None:
+    from jobs.experiment_log import log_evaluation
+
+    log_evaluation(
+        config.mlflow_tracking_uri,
+        config.mlflow_experiment,
+        f"{data.source}, {data.created:%Y-%m-%d %H:%M} UTC",
+        metrics=data.metrics,
+        calibration=data.calibration_metrics,
+        params={**data.provenance, "Source": data.source, "Baseline": config.baseline},
+        artifacts=artifacts,
+        now=lambda: data.created,
+    )
 
 
 def _source(impressions: dict[str, Any]) -> str:

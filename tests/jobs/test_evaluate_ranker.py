@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import io
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ from feature_repo.table_schemas import (
     ValidationPredictions,
 )
 from jobs.calibrated_runs import calibrate
-from jobs.evaluate_ranker import Config, _runs, run
+from jobs.evaluate_ranker import Config, _log_to_mlflow, _runs, run
 from jobs.lake import Lake, TableError
 from ranker.judged_runs import line_up
 from ranker.recalibration import METHODS
+from ranker.report import ReportData
 
 START = dt.datetime(2024, 3, 1, tzinfo=dt.timezone.utc)
 TIERS = np.array(["cold_start", "long_tail", "others"])
@@ -340,3 +342,19 @@ def test_what_is_known_of_feature_groups_and_embedders_is_shown_of_the_rankers_j
     run(lake, Config(num_draws=100))
     for name in ("feature_group_values", "feature_group_costs"):
         assert pl.read_parquet(lake.folder("reports") / f"{name}.parquet")["ranker"].to_list() == ["content"]
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_an_evaluation_can_be_logged_to_mlflow(judged: Judged, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra: pip install 'tailrank[mlflow]'")
+    metrics = judged.lake.read(SegmentMetrics)
+    data = ReportData(title="", source="Log: simulate", metrics=metrics, calibrations={}, created=START)
+    report = judged.lake.folder("reports") / "report.html"
+    config = Config(mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", mlflow_experiment="clicks")
+    _log_to_mlflow(config, data, [report])
+    client = mlflow.MlflowClient(tracking_uri=config.mlflow_tracking_uri)
+    runs = client.search_runs([client.get_experiment_by_name("clicks").experiment_id])
+    names = {run.info.run_name: run for run in runs}
+    assert set(names) == {"Log: simulate, 2024-03-01 00:00 UTC", "base", "content", "ceiling"}
+    value = metrics.filter(ranker="content", label="clicked", segment_kind="all", metric="uauc")["value"][0]
+    assert names["content"].data.metrics["clicked/all/uauc"] == pytest.approx(value)
