@@ -149,6 +149,7 @@ def run(
 
 app.command()(cli_judging.evaluate)
 app.command()(cli_judging.gate)
+app.command()(cli_judging.recalibrate)
 app.command()(cli_judging.ablate)
 
 

@@ -1,11 +1,10 @@
-"""The commands that judge rankers: evaluate, gate, ablate."""
+"""The commands that judge rankers: evaluate, gate, ablate; and recalibrate, which acts on what evaluate says."""
 
 import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import polars as pl
 import typer
 
 from jobs.cli_options import ConfigOption, LakeOption, SetOption, fail, read_settings
@@ -28,6 +27,13 @@ class Metric(StrEnum):
     uauc = "uauc"
     wuauc = "wuauc"
     auc = "auc"
+
+
+class CalibrationMethod(StrEnum):
+    """How probabilities are mended."""
+
+    platt = "platt"
+    isotonic = "isotonic"
 
 
 class Label(StrEnum):
@@ -86,6 +92,26 @@ def evaluate(
     )
 
 
+def recalibrate(
+    predictions: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions to mend.", show_default=False)],
+    calibrate_on: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The same model's predictions on the validation split.", show_default=False),
+    ],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write.", show_default=False)],
+    method: Annotated[
+        CalibrationMethod, typer.Option(metavar="METHOD", help="platt keeps the order of scores; isotonic makes ties.")
+    ] = CalibrationMethod.platt,
+) -> None:
+    """Mend the probabilities of a file of predictions by what came of others, and write the file again.
+
+    `tailrank evaluate --calibrate-on` says beforehand what that would change.
+    """
+    from jobs import recalibrate_file
+
+    recalibrate_file.recalibrate_file(predictions, calibrate_on, to, method=method.value)
+
+
 def gate(
     context: typer.Context,
     new: Annotated[
@@ -137,10 +163,10 @@ def gate(
 
     `tailrank gate learn --against base --lake lake --protect item:others --json decision.json`
     """
-    from jobs import gate as promotion_gate
-
     if json is not None and json.suffix != ".json":
         fail(f"--json writes {json}; expected a name that ends in .json", code=2)
+    from jobs import gate as promotion_gate
+
     try:
         protected = [promotion_gate.protected_segment(text) for text in protect or ()]
     except ValueError as error:
@@ -158,10 +184,13 @@ def gate(
             allow_unknown=allow_unknown,
             json=json,
         )
-    except (ValueError, TypeError, KeyError, OSError, MemoryError, pl.exceptions.PolarsError) as error:
-        logger.debug("where it happened", exc_info=error)  # exit code 1 would read as a refusal
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        logger.debug("where it happened", exc_info=error)
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         fail(f"no decision was made: {message}", code=CANNOT_JUDGE)
+    except Exception as error:  # Python would exit with 1, which says that the ranker was refused
+        logger.error("the gate broke", exc_info=error)
+        fail(f"no decision was made: {error!r}", code=CANNOT_JUDGE)
     context.exit(promotion_gate.PROMOTED if decision.promote else promotion_gate.REFUSED)
 
 

@@ -14,6 +14,7 @@ from jobs.definitions_table import definitions_table, reconcile, reconciliation_
 from jobs.lake import utc_now
 from jobs.predictions_file import PredictionsFile, read_predictions
 from jobs.provenance import command, commit, versions
+from jobs.recalibrate_file import read_validation
 from jobs.report_files import write_json, write_parquet, write_text
 from jobs.segment_table import TIER_KINDS, terminal_table
 from ranker.calibration import score_histograms
@@ -69,11 +70,13 @@ def run(
     Raises:
         TableError: a file cannot be judged, or has no such column; the message names the column, the rule and a few
             rows.
-        ValueError: the two files are not of the same impressions.
+        ValueError: the two files are not of the same impressions, or those to calibrate on are of some of them.
     """
     ours = read_predictions(predictions, segments)
     name, baseline_name = predictions.stem, None
     runs, notes = [Run(name, 0, ours.frame)], list(ours.notes)
+    validation = read_validation(calibrate_on, predictions, ours) if calibrate_on is not None else None
+    notes += validation.notes if validation is not None else ()
     if baseline is not None:
         theirs = read_predictions(baseline)
         if baseline.stem == name:
@@ -93,8 +96,8 @@ def run(
         min_users=min_users,
         min_positives=min_positives,
     )
-    validation = [Run(name, 0, read_predictions(calibrate_on).frame)] if calibrate_on is not None else []
-    calibrated = calibrate_runs_on(lambda ranker: validation if ranker == name else (), judged, METHODS)
+    fitted_on = [Run(name, 0, validation.frame)] if validation is not None else []
+    calibrated = calibrate_runs_on(lambda ranker: fitted_on if ranker == name else (), judged, METHODS)
     data = ReportData(
         title=f"{name} against {baseline_name}" if baseline_name else f"How well {name} ranks",
         source=f"Predictions in {predictions.name}",

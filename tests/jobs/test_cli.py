@@ -15,24 +15,24 @@ from feature_repo import table_schemas as tables
 from jobs.cli import app
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
-COMMANDS = ("plan", "ingest", "run", "evaluate", "gate", "ablate")
+COMMANDS = ("plan", "ingest", "run", "evaluate", "gate", "recalibrate", "ablate")
 
 
 def tailrank(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(app, ["--quiet", *arguments], env=environment, catch_exceptions=False)
 
 
-def write(path: Path, seed: int, num_users: int = 80) -> Path:
-    """Predictions with coarse scores, so that some tie."""
+def write(path: Path, seed: int, num_users: int = 80, first: int = 0) -> Path:
+    """Predictions with coarse scores, so that some tie. Impressions are numbered from `first` on, newest first."""
     world, ranker = np.random.default_rng(0), np.random.default_rng(seed)
     n = num_users * 12
     logit = world.normal(-0.6, 1.2, n)
     pl.DataFrame(
         {
-            "impression_id": [f"i{i}" for i in range(n)],
+            "impression_id": [f"i{first + i}" for i in range(n)],
             "user_id": [f"u{u}" for u in np.repeat(np.arange(num_users), 12)],
             "item_id": [f"p{i % 37}" for i in range(n)],
-            "event_timestamp": pl.Series([NOW - dt.timedelta(minutes=i) for i in range(n)]),
+            "event_timestamp": pl.Series([NOW - dt.timedelta(minutes=first + i) for i in range(n)]),
             "clicked": world.random(n) < 1 / (1 + np.exp(-logit)),
             "p_ctr": np.round(1 / (1 + np.exp(-logit - ranker.normal(size=n))), 1),
             "country": np.where(np.arange(n) % 3 == 0, "nl", "be"),
@@ -52,7 +52,7 @@ def test_every_command_explains_itself_in_80_columns(command: str) -> None:
 
 def test_evaluate_hands_its_options_on(tmp_path: Path) -> None:
     mine, other = write(tmp_path / "mine.parquet", 1), write(tmp_path / "other.parquet", 2)
-    validation = write(tmp_path / "validation.parquet", 3)
+    validation = write(tmp_path / "validation.parquet", 1, first=5000)
     result = tailrank(
         "evaluate", str(mine), "--baseline", str(other), "--segment", "country", "--explain",
         "--calibrate-on", str(validation), "--draws", "100", "--json", str(tmp_path / "numbers.json"),
@@ -78,6 +78,19 @@ def test_evaluate_hands_its_options_on(tmp_path: Path) -> None:
     paths = str(tmp_path)
     assert max(len(line) for line in result.output.splitlines() if paths not in line) <= 100
     assert (tmp_path / "report.html").exists()
+
+
+def test_recalibrate_writes_the_file_again_as_evaluate_foretold(tmp_path: Path) -> None:
+    mine, validation = write(tmp_path / "mine.parquet", 1), write(tmp_path / "validation.parquet", 1, first=5000)
+    mended, tables_of = tmp_path / "mended.parquet", tmp_path / "tables"
+    assert (
+        tailrank("evaluate", str(mine), "--calibrate-on", str(validation), "--parquet", str(tables_of)).exit_code == 0
+    )
+    foretold = pl.read_parquet(tables_of / "calibration_metrics.parquet").filter(method="platt", segment="all")
+    assert tailrank("recalibrate", str(mine), "--calibrate-on", str(validation), "--to", str(mended)).exit_code == 0
+    assert tailrank("evaluate", str(mended), "--parquet", str(tables_of)).exit_code == 0
+    came = pl.read_parquet(tables_of / "calibration_metrics.parquet").filter(method="as scored", segment="all")
+    assert came["log_loss"].to_list() == pytest.approx(foretold["log_loss"].to_list())
 
 
 def test_without_options_nothing_is_explained_or_mended(tmp_path: Path) -> None:

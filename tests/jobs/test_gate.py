@@ -259,6 +259,21 @@ def test_the_installed_command_leaves_the_exit_code_to_the_shell(write: Write) -
         assert ("no decision was made" in done.stderr) == (code == 3)
 
 
+def test_a_gate_that_breaks_does_not_look_like_a_refusal(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("jobs.gate.compare", out_of_memory)
+    new, old = write("new", HELPS_COLD, 1), write("old", OLD, 2)
+    decision = tmp_path / "decision.json"
+    result = CliRunner().invoke(app, ["-q", "gate", new, "--against", old, "--json", str(decision)])
+    assert result.exit_code == 3
+    assert "no decision was made: MemoryError()" in result.output
+    assert not decision.exists()
+
+
 @pytest.mark.realdata
 def test_on_movielens_popularity_replaces_noise_and_noise_does_not_replace_popularity(
     real_data: Path, tmp_path: Path
