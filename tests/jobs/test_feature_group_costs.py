@@ -38,9 +38,9 @@ def test_what_is_given_or_never_ran_or_is_a_teams_own_has_no_seconds(lake: Lake)
     assert seconds_to_make(lake, ["item_content_embeddings", "user_content_interests"]) is None
 
 
-def test_bytes_are_those_of_the_rows_in_the_online_store(published_lake: Lake, tmp_path: Path) -> None:
-    shutil.copytree(published_lake.root, tmp_path / "lake", symlinks=True)
-    lake = Lake(tmp_path / "lake", now=published_lake.now)
+def test_bytes_are_those_of_the_rows_in_the_online_store(feature_lake: Lake, tmp_path: Path) -> None:
+    shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
+    lake = Lake(tmp_path / "lake", now=feature_lake.now)
     assert bytes_online(lake, ["item_content"]) == {}, "nothing says that it was published"
     publish_features.run(lake, publish_features.Config())
     note_run(lake, "publish_features", 1.0, {"feature_repo": None})
