@@ -39,7 +39,7 @@ from feature_repo.table_schemas import (
 )
 from jobs.calibrated_runs import calibrate
 from jobs.lake import Lake, Manifest, table_name
-from jobs.provenance import command, commit, versions
+from jobs.provenance import command, commit, versions, without_passwords
 from jobs.report_files import write_json, write_parquet, write_text
 from jobs.segment_table import terminal_table
 from ranker.calibration import score_histograms
@@ -60,6 +60,8 @@ READS: tuple[type[dy.Schema], ...] = (
     Impressions,
     TrueProbabilities,
 )
+SHOWS: tuple[type[dy.Schema], ...] = (FeatureGroupValues, FeatureGroupCosts)
+"""What `tailrank ablate` writes."""
 WRITES: tuple[type[dy.Schema], ...] = (SegmentMetrics, CalibrationMetrics)
 
 S = TypeVar("S", bound=dy.Schema)
@@ -126,7 +128,7 @@ def run(lake: Lake, config: Config) -> None:
         curves=lake.read(TrainingCurves),
         windows=[Window(**row) for row in lake.read(SplitWindows).sort("start").to_dicts()],
         provenance=_provenance(lake, config, predictions, sorted(judged.scores)),
-        configuration=json.dumps(_configuration(lake, config), indent=2),
+        configuration=without_passwords(json.dumps(_configuration(lake, config), indent=2)),
         calibration_metrics=calibrated.metrics,
         recalibrations=calibrated.recalibrated,
         histograms=score_histograms(judged),

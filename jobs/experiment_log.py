@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 from zlib import crc32
 
 import dataframely as dy
 
 from feature_repo.table_schemas import CalibrationMetrics, SegmentMetrics
 from jobs.lake import utc_now
+from jobs.provenance import without_passwords
 from ranker.calibration import AS_SCORED
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def log_evaluation(
                 with _run(client, experiment_id, ranker, {"mlflow.parentRunId": run_id}) as ranker_run_id:
                     _log(client, ranker_run_id, {**(params or {}), **facts}, figures, moment)
                 ranker_run_ids[ranker] = ranker_run_id
-    logger.info("MLflow: %s logged to experiment `%s` at %s", run_name, experiment, _without_password(tracking_uri))
+    logger.info("MLflow: %s logged to experiment `%s` at %s", run_name, experiment, without_passwords(tracking_uri))
     return LoggedEvaluation(experiment_id, run_id, ranker_run_ids)
 
 
@@ -155,7 +155,9 @@ def _store(tracking_uri: str) -> "Iterator[MlflowClient]":
     try:
         yield MlflowClient(tracking_uri=tracking_uri)
     except MlflowException as error:
-        raise ValueError(f"MLflow at {_without_password(tracking_uri)}: {error.message}") from error
+        raise ValueError(
+            f"MLflow at {without_passwords(tracking_uri)}: {without_passwords(str(error.message))}"
+        ) from error
 
 
 def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
@@ -164,7 +166,7 @@ def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
         return str(client.create_experiment(name, artifact_location=_artifacts_beside(tracking_uri)))
     if found.lifecycle_stage != "active":
         raise ValueError(
-            f"MLflow: experiment `{name}` was deleted from {_without_password(tracking_uri)}. "
+            f"MLflow: experiment `{name}` was deleted from {without_passwords(tracking_uri)}. "
             "Restore it there, or log to another."
         )
     return str(found.experiment_id)
@@ -202,9 +204,3 @@ def _log(
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
     for start in range(0, len(said), PARAMS_PER_CALL):
         client.log_batch(run_id, params=said[start : start + PARAMS_PER_CALL])
-
-
-def _without_password(tracking_uri: str) -> str:
-    """Where the store is, without who logs in to it."""
-    parts = urlsplit(tracking_uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else tracking_uri

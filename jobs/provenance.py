@@ -1,5 +1,6 @@
 """What made a report: commit, versions, command line."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,11 @@ def versions() -> str:
 
 
 def command() -> str:
-    """The command line, as one would type it; the program without its folder."""
+    """The command line, as one would type it; the program without its folder, addresses without passwords."""
     program = Path(sys.argv[0]).name
-    return " ".join(["tailrank" if program == "__main__.py" else program, *sys.argv[1:]])
+    return without_passwords(" ".join(["tailrank" if program == "__main__.py" else program, *sys.argv[1:]]))
+
+
+def without_passwords(text: str) -> str:
+    """The text with every `scheme://user:password@host` cut to `scheme://host`: reports are passed around."""
+    return re.sub(r"(?<=://)[^/@\s\"']+@", "", text)
