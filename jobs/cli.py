@@ -6,6 +6,8 @@
 import logging
 import os
 import sys
+from datetime import datetime, timezone
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,6 +153,41 @@ app.command()(cli_judging.evaluate)
 app.command()(cli_judging.gate)
 app.command()(cli_judging.recalibrate)
 app.command()(cli_judging.ablate)
+
+
+class VectorMethod(StrEnum):
+    """Whose vectors are explained."""
+
+    learn = "learn"
+    content = "content"
+
+
+@app.command()
+def explain(
+    user: Annotated[str, typer.Option(metavar="USER", help="The user_id.", show_default=False)],
+    config: ConfigOption = None,
+    lake: LakeOption = None,
+    settings: SetOption = None,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="TIME", help="The newest vectors dated then or before, UTC, such as 2025-06-30.  [default: now]"
+        ),
+    ] = None,
+    method: Annotated[
+        VectorMethod, typer.Option(metavar="METHOD", help="learn (LEARN's vectors) or content (means of content).")
+    ] = VectorMethod.learn,
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Items to show.")] = 10,
+) -> None:
+    """Say what a user's vector stands for: the history behind it, and the items nearest to it.
+
+    The items are found by the FAISS index that a recall system would use; its recall against exact search is printed.
+    """
+    from jobs import explain_user
+
+    store = Lake(read_settings(config, lake, settings).lake_path)
+    at = as_of.replace(tzinfo=timezone.utc) if as_of else None
+    explain_user.run(store, user, as_of=at, method=method.value, k=k)
 
 
 def _steps_of_method(steps: list[str] | None, method: str) -> list[str] | None:

@@ -211,13 +211,13 @@ def _print(console: Console, user_id: str, method: str, explanation: Explanation
     )
     shown = explanation.history.head(len(explanation.nearest))
     older = explanation.history.height - shown.height
-    past = _table(f"clicked before ({explanation.history.height:,} items, newest first)", "when")
+    past = _table(f"clicked before ({explanation.history.height:,} items, newest first)", "when", console.width)
     for row in shown.iter_rows(named=True):
         past.add_row(f"{row['time']:%Y-%m-%d}", *_item(row))
     console.print(past)
     if older > 0:
         console.print(f"[dim]and {older:,} older[/]", highlight=False)
-    table = _table("nearest items", "cosine")
+    table = _table("nearest items", "cosine", console.width)
     for row in explanation.nearest.iter_rows(named=True):
         table.add_row(f"{row['cosine']:.3f}", *_item(row), style="dim" if row["in_history"] else "")
     console.print(table)
@@ -228,12 +228,11 @@ def _print(console: Console, user_id: str, method: str, explanation: Explanation
     )
 
 
-def _table(title: str, first: str) -> Table:
+def _table(title: str, first: str, width: int) -> Table:
+    """Titles take what the other columns leave of the line."""
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True, justify="right", min_width=10 if first == "when" else 6)
-    table.add_column("item", no_wrap=True, overflow="ellipsis", min_width=12, max_width=14)
-    table.add_column("title", no_wrap=True, overflow="ellipsis", max_width=52)
-    table.add_column("category", no_wrap=True, overflow="ellipsis", max_width=20)
+    for name, columns in ((first, 10), ("item", 14), ("title", max(20, min(60, width - 54))), ("category", 20)):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=columns)
     return table
 
 

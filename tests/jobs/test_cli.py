@@ -12,10 +12,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from feature_repo import table_schemas as tables
+from jobs import embed_items_learn, embed_users_learn
 from jobs.cli import app
+from jobs.lake import Lake
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
-COMMANDS = ("plan", "ingest", "run", "evaluate", "gate", "recalibrate", "ablate")
+COMMANDS = ("plan", "ingest", "run", "evaluate", "gate", "recalibrate", "ablate", "explain")
 
 
 def tailrank(*arguments: str, **environment: str) -> Result:
@@ -125,3 +127,15 @@ def test_bad_data_exits_with_1_and_one_message(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: nowhere.parquet: there is no such file")
     assert "Traceback" not in done.stderr
+
+
+
+
+def test_explain_prints_what_a_vector_of_the_time_stands_for(learn_lake: Lake) -> None:
+    embed_items_learn.run(learn_lake, embed_items_learn.Config())
+    embed_users_learn.run(learn_lake, embed_users_learn.Config())
+    learn_lake.write(tables.Items, tables.Items.create_empty())
+    result = tailrank("explain", "--user", "u04", "--lake", str(learn_lake.root), "--as-of", "2025-06-20", "-k", "3")
+    assert result.exit_code == 0
+    assert "user u04, learn vector of 2025-06-20 00:00 UTC" in result.output
+    assert len([line for line in result.output.split("nearest items")[1].splitlines() if "(no title)" in line]) == 3
