@@ -63,6 +63,11 @@ class Step:
         return tuple(self.module.READS)
 
     @property
+    def shows(self) -> tuple[type[dy.Schema], ...]:
+        """Tables of commands outside the flow that it shows where they are there; new ones make it stale."""
+        return tuple(getattr(self.module, "SHOWS", ()))
+
+    @property
     def writes(self) -> tuple[type[dy.Schema], ...]:
         """Tables that it writes."""
         return tuple(self.module.WRITES)
@@ -174,7 +179,7 @@ def _observe(lake: Lake, one: Step, config: BaseModel) -> LedgerEntry:
     return LedgerEntry(
         config=json.loads(config.model_dump_json()),
         outside_inputs=one.outside_inputs(config),
-        reads=digests(one.reads),
+        reads=digests(one.reads + one.shows),
         writes=digests(one.writes),
         finished=lake.now(),
         seconds=0.0,

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from pydantic import BaseModel
 
-from feature_repo.table_schemas import ItemContentEmbeddings, Queries, TrueProbabilities, Users
+from feature_repo.table_schemas import ItemContentEmbeddings, Queries, RelevanceGrades, TrueProbabilities, Users
 from jobs import flow
 from jobs.lake import Lake, table_name
 
@@ -78,6 +78,18 @@ def test_changed_raw_files_run_the_step_but_an_equal_table_runs_nothing_after_it
     flow.run_steps(lake, configs())
     two_steps.version = "raw 2"
     assert flow.run_steps(lake, configs()) == ["first"]
+
+
+def test_a_table_of_a_command_outside_the_flow_makes_the_step_that_shows_it_stale(
+    lake: Lake, two_steps: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    second = flow.step("second")
+    monkeypatch.setattr(second.module, "SHOWS", (RelevanceGrades,), raising=False)
+    assert flow.run_steps(lake, configs()) == ["first", "second"]
+    assert flow.run_steps(lake, configs()) == []
+    lake.write(RelevanceGrades, pl.DataFrame({"query_id": ["q"], "item_id": ["i"], "grade": [1.0]}))
+    assert flow.why_stale(lake, second, NoConfig()) == "relevance_grades changed"
+    assert flow.run_steps(lake, configs()) == ["second"]
 
 
 def test_a_table_that_was_removed_is_made_again(lake: Lake, two_steps: SimpleNamespace):
