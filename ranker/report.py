@@ -1,13 +1,14 @@
 """The report: one HTML page that opens offline, with the verdict first and all that made it last.
 
-`render` takes frames and plain values and gives the page as text; reading tables and the clock is for the jobs.
+`render` takes frames and plain values and gives the page as text; reading tables and the clock is for the jobs. What
+the sections show is put together in `ranker.report_sections`; how they look is in the templates.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from itertools import count
 
 import dataframely as dy
 import jinja2
@@ -21,15 +22,9 @@ from feature_repo.table_schemas import (
     SegmentMetrics,
     TrainingCurves,
 )
-from ranker.calibration import Calibration
+from ranker.calibration import Calibration, ScoreHistogram
 from ranker.judged_runs import LABELS
-from ranker.report_tables import calibration_rows, curves_by_ranker, forest_points, segment_table, size_rows
-from ranker.wording import CEILING, DEFINITIONS, LABEL_NAMES, METRIC_NAMES, verdict
-
-if TYPE_CHECKING:
-    from ranker.calibration import ScoreHistogram
-
-FOREST_METRICS = ("uauc", "wuauc")
+from ranker.wording import CEILING, DEFINITIONS, LABEL_NAMES, TIER_KINDS, kind_name, verdict
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class ReportData:
     """As scored and recalibrated, overall and by segment."""
     recalibrations: Mapping[tuple[str, str, str], Sequence[Calibration]] = field(default_factory=dict)
     """By (label, ranker, method), all impressions: the bins of the recalibrated reliability curves, one a seed."""
-    histograms: "Mapping[tuple[str, str], ScoreHistogram]" = field(default_factory=dict)
+    histograms: Mapping[tuple[str, str], ScoreHistogram] = field(default_factory=dict)
     """By (label, ranker): positives and negatives by score."""
     embedder_curves: dy.DataFrame[EmbedderCurves] | None = None
     feature_group_values: dy.DataFrame[FeatureGroupValues] | None = None
@@ -79,7 +74,9 @@ class ReportData:
 
 
 def render(data: ReportData) -> str:
-    """The page, self-contained: no scripts, no fonts, no images from elsewhere.
+    """The page, self-contained: styles and a small script inside, no fonts, no images, nothing from elsewhere.
+
+    Without its script it shows the same tables, all rows and unfolded.
 
     Args:
         data: what to show; charts are drawn here.
@@ -87,65 +84,52 @@ def render(data: ReportData) -> str:
     Returns:
         HTML text.
     """
-    from ranker import charts  # matplotlib takes a second to load, and only a report needs it
+    from ranker import report_sections  # matplotlib takes a second to load, and only a report needs it
 
     rankers = list(dict.fromkeys(data.metrics["ranker"]))
+    series = {ranker: place for place, ranker in enumerate(rankers)}
     labels = [label for label in LABELS if label.name in set(data.metrics["label"])]
     baseline = next(iter(data.metrics["baseline"].drop_nulls()), None)
     challengers = [ranker for ranker in rankers if ranker not in (baseline, CEILING)]
-    series = {ranker: place for place, ranker in enumerate(rankers)}
-    overall = data.metrics.filter(segment_kind="all", label="clicked", metric="uauc").row(0, named=True)
+    forests = report_sections.forests(data.metrics, [label.name for label in labels], series)
+    features = report_sections.features(data.feature_group_values, data.feature_group_costs, series)
+    reliability = report_sections.reliability(data.calibrations, data.recalibrations, series)
     page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(_resource("report.html.jinja"))
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.jinja")
     return page.render(
         data=data,
         css=Markup(_resource("report.css")),
+        script=Markup(_resource("report.js")),
+        next_table=count(1).__next__,
+        next_figure=count(1).__next__,
         baseline=baseline,
         rankers=rankers,
+        challengers=challengers,
         series=series,
         ceiling=CEILING,
-        overall=overall,
+        overall=data.metrics.filter(segment_kind="all", label="clicked", metric="uauc").row(0, named=True),
         verdicts={ranker: verdict(data.metrics, ranker) for ranker in challengers or rankers},
-        metric_names=METRIC_NAMES,
-        tables=[
-            {
-                "name": label.name,
-                "caption": LABEL_NAMES[label.name],
-                "judged_on": label.judged_on,
-                "score": label.score,
-                "rows": segment_table(data.metrics, label.name),
-                "sizes": size_rows(data.metrics, label.name),
-            }
-            for label in labels
-        ],
-        forests=[Markup(svg) for svg in _forests(data.metrics, [label.name for label in labels], rankers)],
-        calibration_rows=calibration_rows(data.calibrations, rankers),
-        reliability=[
-            Markup(charts.reliability(f"reliability-{place}", ranker, data.calibrations["clicked", ranker], place))
-            for ranker, place in series.items()
-            if ("clicked", ranker) in data.calibrations
-        ],
-        training=[
-            Markup(charts.training(f"training-{place}", ranker, curves, series.get(ranker, place)))
-            for place, (ranker, curves) in enumerate(curves_by_ranker(data.curves).items())
-        ],
+        labels=labels,
+        label_names=LABEL_NAMES,
+        kind_name=kind_name,
+        tier_kinds=TIER_KINDS,
+        results=report_sections.results(data.metrics, labels, baseline),
+        sizes=report_sections.sizes(data.metrics, labels),
+        forests=forests,
+        features=features,
+        calibration=report_sections.calibration_tables(data.calibration_metrics, data.calibrations, rankers),
+        reliability=reliability,
+        methods=list(dict.fromkeys(method for _, _, method in data.recalibrations)),
+        distributions=report_sections.distributions(data.histograms, series),
+        training=report_sections.training(data.curves, series),
+        embedder=report_sections.embedder(data.embedder_curves),
         definitions=DEFINITIONS,
     )
-
-
-def _forests(metrics: dy.DataFrame[SegmentMetrics], labels: Sequence[str], rankers: Sequence[str]) -> list[str]:
-    """A forest plot for each label that has gains to show, on the same rows: UAUC first, then WUAUC."""
-    from ranker import charts
-
-    drawn = []
-    points = {(label, metric): forest_points(metrics, label, metric) for metric in FOREST_METRICS for label in labels}
-    segments = list(dict.fromkeys(point.segment for several in points.values() for point in several))
-    for (label, metric), several in points.items():
-        if several:
-            title = f"{LABEL_NAMES[label]}: {METRIC_NAMES[metric]}"
-            drawn.append(charts.forest(f"forest-{label}-{metric}", title, several, segments, rankers))
-    return drawn
 
 
 def _resource(name: str) -> str:

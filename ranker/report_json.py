@@ -21,7 +21,7 @@ SIZE_COLUMNS = (
 )
 KEY_COLUMNS = ("ranker", "label", "segment_kind", "segment", "metric")
 VALUE_COLUMNS = ("value", "low", "high", "num_seeds", "seed_standard_deviation", *SIZE_COLUMNS)
-GAIN_COLUMNS = ("baseline", "gain", "gain_low", "gain_high", "p_value", "verdict")
+GAIN_COLUMNS = ("baseline", "gain", "gain_low", "gain_high", "p_value", "minimum_detectable", "verdict")
 CALIBRATION_FIGURES = (
     "mean_predicted",
     "observed_rate",
@@ -42,7 +42,8 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
     Returns:
         auc, uauc, wuauc: value, low, high on all impressions, for clicks; labels: the same for each label, with the
         rows judged and the calibration; segments: every value; comparison: every gain over the baseline (null without
-        one); left_out: what UAUC and WUAUC do not count; verdict, definitions, notes, provenance.
+        one); calibration_metrics: by segment and method; feature_groups: values and costs; left_out: what UAUC and
+        WUAUC do not count; verdict, definitions, notes, provenance. No number is NaN or infinite: such is null.
     """
     overall = data.metrics.filter(ranker=ranker, segment_kind="all")
     labels: dict[str, Any] = {}
@@ -67,8 +68,12 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
         "baseline": compared["baseline"][0] if compared.height else None,
         "verdict": verdict(data.metrics, ranker),
         "labels": labels,
-        "segments": data.metrics.select(*KEY_COLUMNS, *VALUE_COLUMNS).to_dicts(),
-        "comparison": compared.select(*KEY_COLUMNS, *GAIN_COLUMNS).to_dicts() if compared.height else None,
+        "segments": _rows(data.metrics.select(*KEY_COLUMNS, *VALUE_COLUMNS)),
+        "comparison": _rows(compared.select(*KEY_COLUMNS, *GAIN_COLUMNS)) if compared.height else None,
+        "calibration_metrics": _rows(data.calibration_metrics),
+        "feature_groups": None
+        if data.feature_group_values is None and data.feature_group_costs is None
+        else {"values": _rows(data.feature_group_values), "costs": _rows(data.feature_group_costs)},
         "left_out": left_out,
         "definitions": DEFINITIONS,
         "notes": list(data.notes),
@@ -90,6 +95,14 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
             **data.provenance,
         },
     }
+
+
+def _rows(table: pl.DataFrame | None) -> list[dict[str, Any]] | None:
+    """Rows of a table that JSON can hold; null where there is no table."""
+    if table is None:
+        return None
+    floats = pl.selectors.float()
+    return table.with_columns(pl.when(floats.is_finite()).then(floats)).to_dicts()
 
 
 def _interval(row: dict[str, Any]) -> dict[str, float | None]:

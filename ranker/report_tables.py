@@ -1,24 +1,22 @@
 """The rows of the report's tables and charts, from the table of segment metrics."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dataframely as dy
 import polars as pl
 
-from feature_repo.table_schemas import SegmentMetrics, TrainingCurves
-from ranker.calibration import Calibration, mean_over_seeds
+from feature_repo.table_schemas import SegmentMetrics
 from ranker.comparison import METRICS
-from ranker.wording import CEILING, LABEL_NAMES, segment_name, signed
+from ranker.printed_table import NO_VALUE, Cell, Column, PrintedTable, Row, count, mark_repeats, share
+from ranker.wording import CEILING, METRIC_NAMES, segment_name, short_segment_name, signed
 
-NO_VALUE = "–"
 MARKS = {"better": "▲", "worse": "▼"}
 
 
 @dataclass(frozen=True)
 class MetricCell:
-    """One value and its gain, as printed."""
+    """One value and its gain, as printed, and the numbers behind."""
 
     value: str
     interval: str
@@ -28,6 +26,9 @@ class MetricCell:
     verdict: str
     """Empty for the baseline."""
     seeds: str
+    detectable: str
+    numbers: tuple[float | None, float | None, float | None]
+    """Value, gain, minimum detectable difference."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,26 @@ class RankerRow:
 class SegmentRows:
     """A segment, its size, and a row per ranker."""
 
+    kind: str
     name: str
-    share: str
+    share: Cell
     users: str
     rows: tuple[RankerRow, ...]
 
 
 @dataclass(frozen=True)
 class ForestPoint:
-    """A ranker's gain in one segment."""
+    """A ranker's gain in one segment, or whatever else has an interval on both sides of zero."""
 
-    segment: str
+    row: str
+    """What it is drawn beside: a segment, under the heading of its kind."""
     ranker: str
     gain: float
     low: float
     high: float
     certain: bool
     """False where the segment is too small to tell: drawn hollow and pale."""
-
-
-@dataclass(frozen=True)
-class TrainingCurve:
-    """One training run: a value an epoch, and the epoch that was kept."""
-
-    ranker: str
-    seed: int
-    epochs: Sequence[int]
-    train_loss: Sequence[float]
-    validation_loss: Sequence[float]
-    best_epoch: int | None
+    kind: str = ""
 
 
 SHOWN_METRICS = ("uauc", "wuauc", "auc")
@@ -88,6 +80,7 @@ def segment_table(metrics: dy.DataFrame[SegmentMetrics], label: str) -> list[Seg
         users = rows.filter(metric="uauc").row(0, named=True)
         segments.append(
             SegmentRows(
+                kind=kind,
                 name=segment_name(kind, segment),
                 share=share(users["num_impressions"], total),
                 users=f"{users['num_users']:,}",
@@ -100,25 +93,72 @@ def segment_table(metrics: dy.DataFrame[SegmentMetrics], label: str) -> list[Seg
     return segments
 
 
-def size_rows(metrics: dy.DataFrame[SegmentMetrics], label: str) -> list[dict[str, str]]:
+def printed_segments(
+    metrics: dy.DataFrame[SegmentMetrics], label: str, title: str, about: str, *, baseline: str | None
+) -> PrintedTable:
+    """The segment table of one label: a row per (segment, ranker), sortable by every figure."""
+    columns = [
+        Column("Segment", is_text=True, is_said_once=True),
+        Column("Share", is_said_once=True),
+        Column("Ranker", is_text=True),
+    ]
+    for metric in SHOWN_METRICS:
+        figures = ("value", "gain", "detectable") if baseline else ("value",)
+        columns += [Column(figure, METRIC_NAMES[metric]) for figure in figures]
+    rows = []
+    for segment in segment_table(metrics, label):
+        size = Cell(segment.share.text, segment.share.value, small=f"{segment.users} users")
+        for row in segment.rows:
+            cells = [Cell(segment.name), size, Cell(row.ranker)]
+            for one in row.cells:
+                value, gain, detectable = one.numbers
+                cells.append(Cell(one.value, value, small=one.interval, tip=one.seeds))
+                if baseline and row.ranker == baseline:
+                    cells += [Cell(""), Cell("")]
+                elif baseline:
+                    said = (one.verdict, one.mark) if row.ranker != CEILING else ("", "")
+                    cells.append(Cell(one.gain, gain, one.gain_interval, *said))
+                    cells.append(Cell(one.detectable, detectable))
+            rows.append(Row(tuple(cells), segment.kind, row.ranker))
+    return PrintedTable(label, title, about, tuple(columns), mark_repeats(tuple(columns), rows))
+
+
+SIZE_COLUMNS = (
+    Column("Segment", is_text=True),
+    Column("number", "Impressions"),
+    Column("share", "Impressions"),
+    Column("number", "Positives"),
+    Column("share", "Positives"),
+    Column("counted", "Users"),
+    Column("left out", "Users"),
+    Column("impressions", "Left out, share of"),
+    Column("positives", "Left out, share of"),
+)
+
+
+def printed_sizes(metrics: dy.DataFrame[SegmentMetrics], label: str, title: str, about: str) -> PrintedTable:
     """How much of the log each segment is, and what UAUC and WUAUC leave out of it. The same for every ranker."""
     uauc = metrics.filter(label=label, metric="uauc")
     uauc = uauc.filter(ranker=uauc["ranker"][0])
     everything = uauc.row(0, named=True)
-    return [
-        {
-            "segment": segment_name(row["segment_kind"], row["segment"]),
-            "impressions": f"{row['num_impressions']:,}",
-            "share_impressions": share(row["num_impressions"], everything["num_impressions"]),
-            "positives": f"{row['num_positives']:,}",
-            "share_positives": share(row["num_positives"], everything["num_positives"]),
-            "users": f"{row['num_users']:,}",
-            "users_skipped": f"{row['num_users_skipped']:,}",
-            "impressions_skipped": share(row["num_impressions_skipped"], row["num_impressions"]),
-            "positives_skipped": share(row["num_positives_skipped"], row["num_positives"]),
-        }
+    rows = [
+        Row(
+            (
+                Cell(segment_name(row["segment_kind"], row["segment"])),
+                count(row["num_impressions"]),
+                share(row["num_impressions"], everything["num_impressions"]),
+                count(row["num_positives"]),
+                share(row["num_positives"], everything["num_positives"]),
+                count(row["num_users"]),
+                count(row["num_users_skipped"]),
+                share(row["num_impressions_skipped"], row["num_impressions"]),
+                share(row["num_positives_skipped"], row["num_positives"]),
+            ),
+            row["segment_kind"],
+        )
         for row in uauc.iter_rows(named=True)
     ]
+    return PrintedTable(f"sizes-{label}", title, about, SIZE_COLUMNS, tuple(rows))
 
 
 def forest_points(metrics: dy.DataFrame[SegmentMetrics], label: str, metric: str) -> list[ForestPoint]:
@@ -126,65 +166,17 @@ def forest_points(metrics: dy.DataFrame[SegmentMetrics], label: str, metric: str
     rows = metrics.filter(pl.col("gain_low").is_not_null(), pl.col("ranker") != CEILING, label=label, metric=metric)
     return [
         ForestPoint(
-            segment=segment_name(row["segment_kind"], row["segment"]),
+            row=short_segment_name(row["segment_kind"], row["segment"]),
             ranker=row["ranker"],
             gain=row["gain"],
             low=row["gain_low"],
             high=row["gain_high"],
             certain=row["verdict"] != "cannot tell",
+            kind=row["segment_kind"],
         )
         for _, group in _segments(rows)
         for row in group.iter_rows(named=True)
     ]
-
-
-def calibration_rows(
-    calibrations: Mapping[tuple[str, str], Sequence[Calibration]], rankers: Sequence[str]
-) -> list[dict[str, str]]:
-    """Figures of each (label, ranker), the mean over its seeds."""
-    rows = []
-    for label in LABEL_NAMES:
-        for ranker in rankers:
-            runs = calibrations.get((label, ranker))
-            if runs:
-                rows.append(
-                    {
-                        "label": LABEL_NAMES[label],
-                        "ranker": ranker,
-                        "predicted": _percent(mean_over_seeds(runs, "mean_predicted")),
-                        "observed": _percent(runs[0].observed_rate),
-                        "ratio": _number(mean_over_seeds(runs, "predicted_over_observed"), 3),
-                        "ece": _number(mean_over_seeds(runs, "expected_calibration_error"), 4),
-                        "log_loss": _number(mean_over_seeds(runs, "log_loss"), 4),
-                        "normalised_entropy": _number(mean_over_seeds(runs, "normalised_entropy"), 4),
-                    }
-                )
-    return rows
-
-
-def curves_by_ranker(curves: dy.DataFrame[TrainingCurves] | None) -> dict[str, list[TrainingCurve]]:
-    """Training runs of each ranker, by seed."""
-    drawn: dict[str, list[TrainingCurve]] = {}
-    if curves is None:
-        return drawn
-    for (ranker, seed), run in curves.sort("epoch").group_by("ranker", "seed", maintain_order=True):
-        best = run.filter(pl.col("is_best"))["epoch"]
-        drawn.setdefault(str(ranker), []).append(
-            TrainingCurve(
-                ranker=str(ranker),
-                seed=int(str(seed)),
-                epochs=run["epoch"].to_list(),
-                train_loss=run["train_loss"].to_list(),
-                validation_loss=run["validation_loss"].to_list(),
-                best_epoch=best[-1] if len(best) else None,
-            )
-        )
-    return {ranker: sorted(runs, key=lambda run: run.seed) for ranker, runs in sorted(drawn.items())}
-
-
-def share(part: int, whole: int) -> str:
-    """12.3%, or a dash where there is no whole."""
-    return f"{part / whole:.1%}" if whole else NO_VALUE
 
 
 def _segments(metrics: pl.DataFrame) -> list[tuple[tuple[str, str], pl.DataFrame]]:
@@ -194,7 +186,7 @@ def _segments(metrics: pl.DataFrame) -> list[tuple[tuple[str, str], pl.DataFrame
 
 def _cell(row: dict[str, Any]) -> MetricCell:
     return MetricCell(
-        value=_number(row["value"], 4),
+        value=_number(row["value"]),
         interval=f"{row['low']:.4f} to {row['high']:.4f}" if row["low"] is not None else "",
         gain=signed(row["gain"]) if row["gain"] is not None else NO_VALUE,
         gain_interval=f"{signed(row['gain_low'])} to {signed(row['gain_high'])}" if row["gain_low"] is not None else "",
@@ -203,12 +195,10 @@ def _cell(row: dict[str, Any]) -> MetricCell:
         seeds=f"standard deviation over {row['num_seeds']} seeds {row['seed_standard_deviation']:.4f}"
         if row["seed_standard_deviation"] is not None
         else "",
+        detectable=_number(row["minimum_detectable"]),
+        numbers=(row["value"], row["gain"], row["minimum_detectable"]),
     )
 
 
-def _number(value: float | None, digits: int) -> str:
-    return NO_VALUE if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return NO_VALUE if value is None else f"{value:.2%}"
+def _number(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value:.4f}"

@@ -31,20 +31,60 @@ DEFINITIONS = {
     "Verdict": "Better or worse where the two-sided p-value of the gain (normal, with the draws' spread as standard "
     "error), Holm-adjusted over the segments of one ranker, label and metric, is below 0.05; otherwise no difference "
     "was found, which is not proof of none. A segment with too few users or positives says that it cannot tell.",
+    "Detectable": "The minimum detectable difference: the smallest gain that data of this size would show, at level "
+    "0.05, four times out of five, before the adjustment for many segments. Where no difference was found, one below "
+    "this may well be there.",
     "Segments": "A segment keeps its own impressions only, so a user counts in its UAUC when they have both classes "
     "within it.",
 }
 
 
+TIER_KINDS = ("user_segment", "item_segment")
+"""What LEARN's paper judges by: named first wherever there are more."""
+
+KIND_NAMES = {
+    "user_segment": "Users by tier",
+    "item_segment": "Items by tier",
+    "user_item_segment": "Users and items by tier",
+    "item_age": "Age of the item",
+    "item_text": "Text of the item",
+}
+
+
+def kind_name(kind: str) -> str:
+    """Heading over the segments of one kind: "Age of the item"; a kind that we do not know is called by its column."""
+    return KIND_NAMES.get(kind) or (kind[:1].upper() + kind[1:]).replace("_", " ")
+
+
 def segment_name(kind: str, segment: str) -> str:
-    """What a reader calls a segment: "cold-start users"."""
+    """What a reader calls a segment, where its kind is not named beside it: "cold-start users", "category: Tents"."""
+    name = short_segment_name(kind, segment)
+    return name if kind == "all" or kind in KIND_NAMES else f"{kind.replace('_', ' ')}: {name}"
+
+
+def short_segment_name(kind: str, segment: str) -> str:
+    """What a reader calls a segment under the heading of its kind: "cold-start users", "Tents"."""
     if kind == "all":
         return "all impressions"
-    words = segment.replace("cold_start", "cold-start").replace("long_tail", "long-tail")
-    things = {"user_segment": "users", "item_segment": "items"}.get(kind)
-    if things is None:
-        return f"{kind.replace('_', ' ')}: {words}"
-    return f"other {things}" if segment == "others" else f"{words} {things}"
+    if kind in ("user_segment", "item_segment", "user_item_segment"):
+        return " × ".join(_tier_name(part) for part in _tiers(kind, segment))
+    if kind == "item_text":
+        return {"text": "items with text", "no text": "items without text"}.get(segment, segment)
+    if kind == "item_age":
+        return f"items {segment}" if segment.startswith("new ") else f"items {segment} old"
+    return segment
+
+
+def _tiers(kind: str, segment: str) -> list[str]:
+    """ "cold_start users", or both sides of a cross."""
+    if kind == "user_item_segment":
+        return segment.split(" x ")
+    return [f"{segment} {'users' if kind == 'user_segment' else 'items'}"]
+
+
+def _tier_name(tier: str) -> str:
+    words = tier.replace("cold_start", "cold-start").replace("long_tail", "long-tail")
+    return f"other {words.removeprefix('others ')}" if words.startswith("others ") else words
 
 
 def signed(value: float, digits: int = 4) -> str:
@@ -90,24 +130,43 @@ def _overall_sentence(row: dict[str, Any]) -> str:
     return f"Whether {ranker} ranks better than {baseline} cannot be told from so little data: {figures}."
 
 
+FOUND = (
+    ("better", "it is better for", "better in"),
+    ("worse", "it is worse for", "worse in"),
+    ("no difference", "no difference was found for", "no difference in"),
+    ("cannot tell", "there is too little to tell for", "too little to tell in"),
+)
+"""Verdict, how it is said of segments that are named, and of those that are counted."""
+
+MAX_NAMED = 8
+"""Segments beside the tiers that a sentence still names; if there are more, it counts them."""
+
+
 def _segments_sentence(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was found for each tier, and for how many of the other segments; whatever is worse is named."""
     if not rows:
         return []
-    by_verdict: dict[str, list[str]] = {}
-    for row in rows:
-        name = segment_name(row["segment_kind"], row["segment"])
-        gain = f" ({signed(row['gain'])})" if row["verdict"] in ("better", "worse") else ""
-        by_verdict.setdefault(row["verdict"], []).append(name + gain)
-    parts = []
-    for said, lead in (
-        ("better", "it is better for"),
-        ("worse", "it is worse for"),
-        ("no difference", "no difference was found for"),
-        ("cannot tell", "there is too little to tell for"),
-    ):
-        if said in by_verdict:
-            parts.append(f"{lead} {_list(by_verdict[said])}")
+    further = [row for row in rows if row["segment_kind"] not in TIER_KINDS]
+    counted = further if len(further) > MAX_NAMED else []
+    named = [row for row in rows if row not in counted]
+    parts = [
+        f"{lead} {_list([_named(row) for row in named if row['verdict'] == said])}"
+        for said, lead, _ in FOUND
+        if any(row["verdict"] == said for row in named)
+    ]
+    counts = []
+    for said, _, lead in FOUND:
+        if several := [row for row in counted if row["verdict"] == said]:
+            names = [f"{segment_name(row['segment_kind'], row['segment'])} {signed(row['gain'])}" for row in several]
+            counts.append(f"{lead} {len(several)}" + (f" ({', '.join(names)})" if said == "worse" else ""))
+    if counts:
+        parts.append(f"of {len(counted)} {'further ' if named else ''}segments, {_list(counts)}")
     return [f"By segment, {'; '.join(parts)}."]
+
+
+def _named(row: dict[str, Any]) -> str:
+    name = segment_name(row["segment_kind"], row["segment"])
+    return f"{name} ({signed(row['gain'])})" if row["verdict"] in ("better", "worse") else name
 
 
 def _list(names: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ def html() -> str:
 
 def test_the_page_asks_nothing_of_the_network(html: str) -> None:
     page = Page(html)
-    assert not page.all("script")
+    assert page.all("script") == [{}]  # inside the page
     assert not page.all("img")
     assert [link["href"] for link in page.all("link")] == ["data:,"]
     assert not re.search(r"@import|url\((?!#)", html)
@@ -153,7 +153,7 @@ def test_charts_take_their_colours_from_the_page(html: str) -> None:
 
 def test_names_from_outside_cannot_break_the_page() -> None:
     page = render(report(("base", "<b>&amp;\"x'"), baseline="base", title="<script>alert(1)</script>"))
-    assert "<script>" not in page
+    assert page.count("<script>") == 1  # ours
     assert "<b>&amp;amp;" not in page
     assert Page(page).all("svg")
 
@@ -167,7 +167,7 @@ def test_the_page_says_what_labels_and_sampled_negatives_mean() -> None:
 
 
 def test_the_ceiling_is_in_the_tables_and_not_in_the_charts_or_the_verdict(html: str) -> None:
-    assert html.count('class="ceiling"') >= 3
+    assert len(re.findall(r'<tr[^>]* class="[^"]*ceiling"', html)) >= 3
     forests = re.findall(r'<svg[^>]*aria-label="Clicks: UAUC[^"]*"', html)
     assert forests
     assert "ceiling" not in forests[0]
