@@ -12,7 +12,7 @@ from rich.text import Text
 from feature_repo.table_schemas import SegmentMetrics
 from jobs.impression_segments import SegmentShare
 from ranker.report_tables import NO_VALUE, MetricCell, segment_table
-from ranker.wording import CEILING, LABEL_NAMES, segment_name
+from ranker.wording import CEILING, LABEL_NAMES, kind_name, short_segment_name
 
 VERDICT_STYLES = {"better": "green", "worse": "red", "cannot tell": "dim"}
 TIER_KINDS = ("user_segment", "item_segment")
@@ -33,14 +33,13 @@ def shares_table(shares: Iterable[SegmentShare]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     last = None
     for one in shares:
-        words = one.kind.replace("_", " ")
         if last != one.kind:
             table.add_section()
             if one.kind not in TIER_KINDS:
-                table.add_row(Text(words, "bold"))
+                table.add_row(Text(kind_name(one.kind), "bold"))
         last = one.kind
         printed = (NO_VALUE if part is None else f"{part:.1%}" for part in one[2:])
-        table.add_row(segment_name(one.kind, one.segment).removeprefix(f"{words}: "), *printed)
+        table.add_row(short_segment_name(one.kind, one.segment), *printed)
     return table
 
 

@@ -68,4 +68,4 @@ def test_shares_are_printed_kind_by_kind() -> None:
     ]
     lines = [line.split() for line in printed(shares_table(shares)).splitlines()]
     assert ["cold-start", "users", "25.0%", "50.0%", "–"] in lines
-    assert lines[lines.index(["brand"]) + 1] == ["acme", "10.0%", "20.0%", "–"]
+    assert lines[lines.index(["Brand"]) + 1] == ["acme", "10.0%", "20.0%", "–"]
