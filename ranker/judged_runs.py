@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 MAX_SEGMENTS = 200
@@ -89,8 +90,8 @@ def line_up(runs: Iterable[Run], segment_kinds: Sequence[str] = ("user_segment",
         name = f"`{run.ranker}`, seed {run.seed}"
         if (run.ranker, run.seed) in scores:
             raise ValueError(f"two runs are called {name}. Give each (ranker, seed) its predictions once.")
-        num_duplicates = run.predictions.height - run.predictions["impression_id"].n_unique()
-        if num_duplicates:
+        if _any_twice(run.predictions["impression_id"]):
+            num_duplicates = run.predictions.height - run.predictions["impression_id"].n_unique()
             counts = run.predictions.group_by("impression_id").len().filter(pl.col("len") > 1)
             raise ValueError(
                 f"predictions of {name}: {num_duplicates} of {run.predictions.height} rows repeat an impression_id"
@@ -114,13 +115,29 @@ def line_up(runs: Iterable[Run], segment_kinds: Sequence[str] = ("user_segment",
     kinds = _present(first.predictions, segment_kinds)
     _check_segments(first.predictions, kinds)
     impressions = first.predictions.select(
-        pl.col("user_id").rank("dense").cast(pl.Int64).sub(1).alias("user"),
+        number_users(first.predictions["user_id"]).alias("user"),
         "clicked",
         *(["converted"] if "converted" in ids.columns else [pl.lit(None, pl.Boolean).alias("converted")]),
         *(pl.col(kind).cast(pl.String).cast(pl.Categorical) for kind in kinds),
     ).with_columns(clicked_and_converted=pl.col("clicked") & pl.col("converted"))
     num_users = int(impressions["user"].max() or 0) + 1 if impressions.height else 0  # type: ignore[arg-type]
     return JudgedRuns(impressions, num_users, tuple(kinds), scores)
+
+
+def number_users(ids: pl.Series) -> pl.Series:
+    """(N,) Int64: the place of each id among the distinct ids in ascending order, from 0."""
+    if ids.dtype != pl.String:
+        return ids.rank("dense").cast(pl.Int64) - 1
+    categories = pl.Categories.random()
+    first_seen = ids.cast(pl.Categorical(categories))  # sorting the distinct ids is quicker than sorting all
+    places = categories.to_series().rank("dense").cast(pl.Int64) - 1
+    return places.gather(first_seen.to_physical())
+
+
+def _any_twice(ids: pl.Series) -> bool:
+    """Whether an id may be there twice: certainly not where all hashes differ."""
+    hashes = np.sort(ids.hash().to_numpy())
+    return bool((hashes[1:] == hashes[:-1]).any()) and ids.n_unique() < len(ids)
 
 
 def _present(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ a positive and a negative of one user, that user is counted again from dense ran
 Letters: N rows, G groups, C segments, U users.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +103,13 @@ def pooled_sums(
     positive: NDArray[np.bool_],
     rank: Integers,
     *,
-    negatives_below: Integers | None = None,
-    positives_above: Integers | None = None,
+    twice_won: Integers | None = None,
+    twice_lost: Integers | None = None,
+    into: PooledSums | None = None,
 ) -> PooledSums:
     """Place every row among the rows of its segment that have the other label, and add up by user.
+
+    The last three arguments are for a part of the rows, such as a range of scores.
 
     Args:
         segment: (N,) in [0, num_segments).
@@ -115,8 +118,10 @@ def pooled_sums(
         num_users: U.
         positive: (N,)
         rank: (N,) dense ranks of the scores.
-        negatives_below: (C,) further negatives of each segment, below all these rows.
-        positives_above: (C,) further positives of each segment, above all these rows.
+        twice_won: (C,) twice the negatives of the other parts that are below all these rows, once those that tie with
+            all of them.
+        twice_lost: (C,) the same of the positives that are above, or tie with, all these rows.
+        into: the sums of the other parts; these are added to it.
 
     Raises:
         ValueError: segment, rank and user do not fit into 63 bits together.
@@ -129,9 +134,9 @@ def pooled_sums(
     key |= user.astype(np.uint64) << np.uint64(1)
     key |= positive
     key.sort()
-    below = np.zeros(num_segments, np.int64) if negatives_below is None else negatives_below.copy()
-    above = np.bincount(segment[positive], minlength=num_segments) + (0 if positives_above is None else positives_above)
-    twice_below, twice_above = np.zeros((2, num_segments * num_users), np.int64)
+    below = np.zeros(num_segments, np.int64) if twice_won is None else twice_won.copy()
+    above = 2 * np.bincount(segment[positive], minlength=num_segments) + (0 if twice_lost is None else twice_lost)
+    sums = PooledSums(*np.zeros((2, num_segments * num_users), np.int64)) if into is None else into
     tie_shift = user_width + 1
     for block in _blocks(key, tie_shift):
         starts, tied, tied_positives = _ties(block, tie_shift)
@@ -139,23 +144,33 @@ def pooled_sums(
         segment_of = (block[starts] >> np.uint64(tie_shift + rank_width)).astype(np.int64)
         begins = np.flatnonzero(_changes(segment_of))
         here, ties_here = segment_of[begins], np.diff(np.append(begins, len(starts)))
-        # counted from the start of the block, then moved to count from the start of the segment
-        negatives_before = np.cumsum(tied_negatives) - tied_negatives
-        negatives_before += np.repeat(below[here] - negatives_before[begins], ties_here)
-        positives_through = np.cumsum(tied_positives)
-        positives_after = np.repeat(above[here] + positives_through[begins] - tied_positives[begins], ties_here)
-        positives_after -= positives_through
+        # twice the rows on the other side: counted from the start of the block, then from the start of the segment
+        negatives = 2 * np.cumsum(tied_negatives) - tied_negatives
+        positives = 2 * np.cumsum(tied_positives) - tied_positives
+        negatives += np.repeat(below[here] - (negatives - tied_negatives)[begins], ties_here)
+        positives = np.repeat(above[here] + (positives - tied_positives)[begins], ties_here) - positives
         is_positive = (block & np.uint64(1)).astype(bool)
         row_user = ((block >> np.uint64(1)) & np.uint64((1 << user_width) - 1)).astype(np.int64)
         place = row_user + np.repeat(segment_of * num_users, tied)
         for total, rows, twice in (
-            (twice_below, is_positive, 2 * negatives_before + tied_negatives),
-            (twice_above, ~is_positive, 2 * positives_after + tied_positives),
+            (sums.twice_below, is_positive, negatives),
+            (sums.twice_above, ~is_positive, positives),
         ):
             np.add.at(total, place[rows], np.repeat(twice, tied)[rows])
-        below[here] += np.add.reduceat(tied_negatives, begins)
-        above[here] -= np.add.reduceat(tied_positives, begins)
-    return PooledSums(twice_below, twice_above)
+        below[here] += 2 * np.add.reduceat(tied_negatives, begins)
+        above[here] -= 2 * np.add.reduceat(tied_positives, begins)
+    return sums
+
+
+def merged(shards: Sequence[GroupSums]) -> GroupSums:
+    """The sums of shards that share no group, as one.
+
+    Args:
+        shards: at least one.
+    """
+    columns = [np.concatenate(parts) for parts in zip(*shards, strict=True)]
+    order = np.argsort(columns[0])
+    return GroupSums(*(column[order] for column in columns))
 
 
 def dense_ranks(bits: Keys) -> Integers:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ranker import ranked_rows
-from ranker.ranked_rows import dense_ranks, pooled_sums, score_bits, sums_by_group, sums_by_rank
+from ranker.ranked_rows import PooledSums, dense_ranks, merged, pooled_sums, score_bits, sums_by_group, sums_by_rank
 
 HOSTILE = [0.0, -0.0, 5e-324, 1e-300, 0.1, np.nextafter(0.1, 1), np.nextafter(0.1, 0), 1.0, 1e300, np.inf]
 scores = st.one_of(
@@ -97,10 +97,8 @@ def test_shards_of_users_add_up_to_the_whole(drawn: Drawn) -> None:
     shards = [
         sums_by_group(user[part], positive[part], score_bits(score[part])) for part in (user % 2 == 0, user % 2 == 1)
     ]
-    merged = [np.concatenate(columns) for columns in zip(*shards, strict=True)]
-    order = np.argsort(merged[0])
-    for one, other in zip(whole, merged, strict=True):
-        np.testing.assert_array_equal(one, other[order])
+    for one, other in zip(whole, merged(shards[::-1]), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @given(rows, scores)
@@ -109,14 +107,40 @@ def test_shards_of_score_ranges_add_up_to_the_whole(drawn: Drawn, threshold: flo
     user, segment, positive, score = arrays(drawn)
     whole = pooled_sums(segment, 3, user, 5, positive, dense_ranks(score_bits(score)))
     low, high = score <= threshold, score > threshold
-    negatives_low = np.bincount(segment[low & ~positive], minlength=3)
-    positives_high = np.bincount(segment[high & positive], minlength=3)
+    won = 2 * np.bincount(segment[low & ~positive], minlength=3)
+    lost = 2 * np.bincount(segment[high & positive], minlength=3)
     shards = [
         pooled_sums(segment[part], 3, user[part], 5, positive[part], dense_ranks(score_bits(score[part])), **beyond)
-        for part, beyond in ((low, {"positives_above": positives_high}), (high, {"negatives_below": negatives_low}))
+        for part, beyond in ((low, {"twice_lost": lost}), (high, {"twice_won": won}))
     ]
     np.testing.assert_array_equal(whole.twice_below, shards[0].twice_below + shards[1].twice_below)
     np.testing.assert_array_equal(whole.twice_above, shards[0].twice_above + shards[1].twice_above)
+
+
+@given(rows)
+@settings(max_examples=50, deadline=None)
+def test_shards_of_one_tied_score_add_up_to_the_whole(drawn: Drawn) -> None:
+    user, segment, positive, _ = arrays(drawn)
+    rank = np.zeros(len(user), np.int64)
+    whole = pooled_sums(segment, 3, user, 5, positive, rank)
+    parts = PooledSums(*np.zeros((2, 15), np.int64))
+    for part in (slice(0, 7), slice(7, None)):
+        beyond = [
+            np.bincount(segment[truth], minlength=3) - np.bincount(segment[part][truth[part]], minlength=3)
+            for truth in (~positive, positive)
+        ]
+        pooled_sums(
+            segment[part],
+            3,
+            user[part],
+            5,
+            positive[part],
+            rank[part],
+            twice_won=beyond[0],
+            twice_lost=beyond[1],
+            into=parts,
+        )
+    np.testing.assert_array_equal(whole, parts)
 
 
 def test_many_users_and_scores_that_share_their_upper_bits_are_told_apart() -> None:
