@@ -11,7 +11,8 @@ from rich.text import Text
 
 from feature_repo.table_schemas import SegmentMetrics
 from jobs.impression_segments import SegmentShare
-from ranker.report_tables import NO_VALUE, MetricCell, segment_table
+from ranker.printed_table import NO_VALUE
+from ranker.report_tables import MetricCell, segment_table
 from ranker.wording import CEILING, LABEL_NAMES, kind_name, short_segment_name
 
 VERDICT_STYLES = {"better": "green", "worse": "red", "cannot tell": "dim"}
