@@ -110,8 +110,17 @@ def test_shards_of_score_ranges_add_up_to_the_whole(drawn: Drawn, threshold: flo
     won = 2 * np.bincount(segment[low & ~positive], minlength=3)
     lost = 2 * np.bincount(segment[high & positive], minlength=3)
     shards = [
-        pooled_sums(segment[part], 3, user[part], 5, positive[part], dense_ranks(score_bits(score[part])), **beyond)
-        for part, beyond in ((low, {"twice_lost": lost}), (high, {"twice_won": won}))
+        pooled_sums(
+            segment[part],
+            3,
+            user[part],
+            5,
+            positive[part],
+            dense_ranks(score_bits(score[part])),
+            twice_won=beyond[0],
+            twice_lost=beyond[1],
+        )
+        for part, beyond in ((low, (None, lost)), (high, (won, None)))
     ]
     np.testing.assert_array_equal(whole.twice_below, shards[0].twice_below + shards[1].twice_below)
     np.testing.assert_array_equal(whole.twice_above, shards[0].twice_above + shards[1].twice_above)
