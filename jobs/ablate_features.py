@@ -158,12 +158,20 @@ def _write(lake: Lake, values: pl.DataFrame, costs: pl.DataFrame) -> FeatureGrou
         one_result = ["ranker", "feature_group", "method"]
         values = pl.concat([before.values.join(values, on=one_result, how="anti", maintain_order="left"), values])
         one_group = one_result[:2]
-        known = before.costs.select(*one_group, known="rows_per_second_without")
+        # both speeds were measured together, so they stay together
+        speeds = ["rows_per_second_with", "rows_per_second_without"]
+        known = before.costs.filter(pl.col(speeds[1]).is_not_null()).select(
+            *one_group, pl.col(speeds).name.prefix("old_")
+        )
         costs = costs.join(known, on=one_group, how="left", maintain_order="left").with_columns(
-            pl.coalesce("rows_per_second_without", "known").alias("rows_per_second_without")
+            pl.when(pl.col(speeds[1]).is_null() & pl.col(f"old_{speeds[1]}").is_not_null())
+            .then(pl.col(f"old_{name}"))
+            .otherwise(pl.col(name))
+            .alias(name)
+            for name in speeds
         )
         others = before.costs.join(costs, on=one_group, how="anti", maintain_order="left")
-        costs = pl.concat([others, costs.drop("known")])
+        costs = pl.concat([others, costs.select(FeatureGroupCosts.column_names())])
     metadata = {"predictions": lake.manifest(RankerPredictions).digest}
     lake.write(FeatureGroupValues, values, metadata=metadata)
     lake.write(FeatureGroupCosts, costs, metadata=metadata)

@@ -40,7 +40,8 @@ from ranker.ranker import Ranker
 logger = logging.getLogger(__name__)
 
 NUM_TIMINGS = 3
-"""A test split is scored so often to be timed, and the fastest counts: other programs only ever slow it down."""
+"""A test split is scored so often to be timed, and the fastest counts: other programs only ever slow it down. With and
+without a group take turns, so that a busy minute slows both."""
 
 SAME_SCORE = 1e-4
 """A saved ranker scores as it did when ranker_predictions was written, but for another machine's rounding."""
@@ -102,12 +103,12 @@ def ablate_rankers(
             trained = _load(lake, name, train, examples, seeds)
             for number, group in enumerate(chosen[name]):
                 logger.info("ablate: %s without %s (%d of %d)", name, group.name, number + 1, len(chosen[name]))
-                values, speed = [], None
+                values, speed, speed_without = [], trained.rows_per_second, None
                 for method in methods:
                     if method == "permuted":
                         runs = _permuted_runs(trained, group, num_shuffles, seed)
                     else:
-                        runs, speed = _retrained_runs(lake, trained, group, train)
+                        runs, speed, speed_without = _retrained_runs(lake, trained, group, train)
                     values.append(
                         group_values(
                             trained.runs,
@@ -119,9 +120,8 @@ def ablate_rankers(
                             judging=judging,
                         )
                     )
-                yield AblatedGroup(
-                    name, group, FeatureGroupValues.validate(pl.concat(values)), trained.rows_per_second, speed
-                )
+                together = FeatureGroupValues.validate(pl.concat(values))
+                yield AblatedGroup(name, group, together, speed, speed_without)
 
 
 def _load(
@@ -143,7 +143,6 @@ def _load(
     ids = lake.scan(TrainingExamples).filter(pl.col("split") == "test").select("impression_id").collect()
     loaded: dict[int, Ranker] = {}
     runs: list[Run] = []
-    speeds = []
     for seed in seeds or there:
         frame = (
             lake.scan(RankerPredictions)
@@ -158,13 +157,13 @@ def _load(
         if not (folder / FINISHED).exists():
             raise ValueError(_stale(name, f"{folder} holds no trained ranker"))
         loaded[seed] = (GbdtRanker if one.kind == "gbdt" else NetworkRanker).load(folder)
-        p_ctr, speed = _timed(loaded[seed], examples.test)
+        p_ctr = loaded[seed].predict(examples.test).p_ctr
         if not np.allclose(p_ctr, frame["p_ctr"].to_numpy(), atol=SAME_SCORE):
             raise ValueError(_stale(name, f"{folder} does not score as ranker_predictions says"))
         runs.append(Run(name, seed, frame))
-        speeds.append(speed)
     user_N = runs[0].predictions["user_id"].rank("dense").cast(pl.Int64).to_numpy()
-    return TrainedRanker(name, one, number, examples, user_N, loaded, runs, max(speeds))
+    (speed,) = _rows_per_second((loaded[runs[0].seed], examples.test))
+    return TrainedRanker(name, one, number, examples, user_N, loaded, runs, speed)
 
 
 def _stale(name: str, why: str) -> str:
@@ -179,14 +178,15 @@ def _plan_number(candidates: Sequence[Plan], settings: dict[str, Any]) -> int | 
     return tried.index(settings) if settings in tried else None
 
 
-def _timed(ranker: Ranker, test: EncodedExamples) -> tuple[NDArray[np.float64], float]:
-    """p_ctr of each row, and rows scored in a second."""
-    fastest = np.inf
+def _rows_per_second(*scored: tuple[Ranker, EncodedExamples]) -> list[float]:
+    """How fast each ranker scores its examples."""
+    fastest = [np.inf] * len(scored)
     for _ in range(NUM_TIMINGS):
-        started = time.perf_counter()
-        p_ctr = ranker.predict(test).p_ctr
-        fastest = min(fastest, time.perf_counter() - started)
-    return p_ctr, len(test) / max(fastest, 1e-9)
+        for place, (ranker, examples) in enumerate(scored):
+            started = time.perf_counter()
+            ranker.predict(examples)
+            fastest[place] = min(fastest[place], time.perf_counter() - started)
+    return [len(examples) / seconds for (_, examples), seconds in zip(scored, fastest, strict=True)]
 
 
 def _permuted_runs(trained: TrainedRanker, group: FeatureGroup, num_shuffles: int, seed: int) -> list[Run]:
@@ -215,8 +215,11 @@ def _permuted_runs(trained: TrainedRanker, group: FeatureGroup, num_shuffles: in
     return runs
 
 
-def _retrained_runs(lake: Lake, trained: TrainedRanker, group: FeatureGroup, train: Config) -> tuple[list[Run], float]:
-    """Scores of the same settings trained without the group, one run for each seed; and rows scored in a second."""
+def _retrained_runs(
+    lake: Lake, trained: TrainedRanker, group: FeatureGroup, train: Config
+) -> tuple[list[Run], float, float]:
+    """Scores of the same settings trained without the group, one run for each seed; rows scored in a second with
+    the group, and without it."""
     whole = trained.examples
     encoder = encoder_without(whole.encoder, group.features)
     smaller = replace(
@@ -232,13 +235,16 @@ def _retrained_runs(lake: Lake, trained: TrainedRanker, group: FeatureGroup, tra
     plan = plans(name, config, train, has_conversions=whole.has_conversions)[trained.plan_number]
     folder = lake.folder("ablation") / trained.name / f"without_{group.name}"
     runs: list[Run] = []
-    speeds = []
+    rankers = []
     for run in trained.runs:
         ranker = train_or_load(folder / str(run.seed), plan, run.seed, smaller, f"train {name}, seed {run.seed}").ranker
-        p_ctr, speed = _timed(ranker, smaller.test)
+        p_ctr = ranker.predict(smaller.test).p_ctr
         runs.append(Run(trained.name, run.seed, run.predictions.with_columns(p_ctr=pl.Series(p_ctr))))
-        speeds.append(speed)
-    return runs, max(speeds)
+        rankers.append(ranker)
+    speed, speed_without = _rows_per_second(
+        (trained.loaded[trained.runs[0].seed], whole.test), (rankers[0], smaller.test)
+    )
+    return runs, speed, speed_without
 
 
 def _digest(inputs_digest: str, features: Sequence[str]) -> str:
