@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dataframely as dy
 import polars as pl
@@ -37,6 +37,7 @@ from feature_repo.table_schemas import (
     TrueProbabilities,
     ValidationPredictions,
 )
+from jobs.ablate_features import feature_group_tables
 from jobs.calibrated_runs import calibrate
 from jobs.lake import Lake, Manifest, table_name
 from jobs.provenance import command, commit, versions, without_passwords
@@ -44,7 +45,7 @@ from jobs.report_files import write_json, write_parquet, write_text
 from jobs.segment_table import terminal_table
 from ranker.calibration import score_histograms
 from ranker.comparison import compare
-from ranker.judged_runs import JudgedRuns, Run, line_up
+from ranker.judged_runs import Run, line_up
 from ranker.recalibration import METHODS, Method
 from ranker.report import ReportData, Window, render
 from ranker.report_json import report_json
@@ -64,7 +65,6 @@ SHOWS: tuple[type[dy.Schema], ...] = (FeatureGroupValues, FeatureGroupCosts)
 """What `tailrank ablate` writes."""
 WRITES: tuple[type[dy.Schema], ...] = (SegmentMetrics, CalibrationMetrics)
 
-S = TypeVar("S", bound=dy.Schema)
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def run(lake: Lake, config: Config) -> None:
     calibrated = calibrate(lake, judged, config.recalibrate)
     lake.write(SegmentMetrics, metrics)
     lake.write(CalibrationMetrics, calibrated.metrics)
+    groups = feature_group_tables(lake)
     rankers = [ranker for ranker in judged.rankers(config.baseline) if ranker not in (config.baseline, CEILING)]
     impressions = lake.manifest(Impressions).metadata
     data = ReportData(
@@ -133,8 +134,8 @@ def run(lake: Lake, config: Config) -> None:
         recalibrations=calibrated.recalibrated,
         histograms=score_histograms(judged),
         embedder_curves=lake.read(EmbedderCurves) if _has_rows(lake, EmbedderCurves) else None,
-        feature_group_values=_of_rankers(lake, FeatureGroupValues, judged),
-        feature_group_costs=_of_rankers(lake, FeatureGroupCosts, judged),
+        feature_group_values=groups.values if groups else None,
+        feature_group_costs=groups.costs if groups else None,
     )
     folder = lake.folder("reports")
     write_json(folder / "report.json", report_json(data, rankers[0] if rankers else config.baseline))
@@ -207,14 +208,6 @@ def _segment_rules(lake: Lake, chosen: Sequence[str] | None) -> dict[str, str]:
 
 def _has_rows(lake: Lake, schema: type[dy.Schema]) -> bool:
     return lake.exists(schema) and lake.manifest(schema).rows > 0
-
-
-def _of_rankers(lake: Lake, schema: type[S], judged: JudgedRuns) -> dy.DataFrame[S] | None:
-    """The table's rows on rankers that are judged; None where there are none."""
-    if not _has_rows(lake, schema):
-        return None
-    rows = lake.read(schema).filter(pl.col("ranker").is_in(judged.rankers(None)))
-    return None if rows.is_empty() else schema.validate(rows)
 
 
 def _write_tables(folder: Path, data: ReportData) -> list[Path]:

@@ -287,27 +287,32 @@ def test_without_validation_predictions_or_a_method_rankers_are_judged_as_scored
     assert set(calibrate(lake, judged, [] if validated else METHODS).metrics["method"]) == {"as scored"}
 
 
-def test_what_is_known_of_feature_groups_and_embedders_is_shown_of_the_rankers_judged(lake: Lake) -> None:
+@pytest.mark.parametrize("is_of_these_predictions", [True, False])
+def test_feature_groups_are_shown_where_they_are_of_the_predictions_judged(
+    lake: Lake, is_of_these_predictions: bool
+) -> None:
     fill(lake)
+    digest = lake.manifest(RankerPredictions).digest if is_of_these_predictions else "of other predictions"
     lake.write(
         FeatureGroupCosts,
         pl.DataFrame(
             {
-                "ranker": ["content", "gone"],
-                "feature_group": ["item_content", "item_content"],
-                "num_features": [2, 2],
-                "seconds_to_make": [1.5, 1.5],
-                "num_bytes_online": [100, 100],
-                "rows_per_second_with": [1.0, 1.0],
-                "rows_per_second_without": [2.0, 2.0],
+                "ranker": ["content"],
+                "feature_group": ["item_content"],
+                "num_features": [2],
+                "seconds_to_make": [1.5],
+                "num_bytes_online": [100],
+                "rows_per_second_with": [1.0],
+                "rows_per_second_without": [2.0],
             }
         ),
+        metadata={"predictions": digest},
     )
     lake.write(
         FeatureGroupValues,
         pl.DataFrame(
             {
-                "ranker": ["content", "gone"],
+                "ranker": ["content"],
                 "feature_group": "item_content",
                 "method": "permuted",
                 "segment_kind": "all",
@@ -324,6 +329,7 @@ def test_what_is_known_of_feature_groups_and_embedders_is_shown_of_the_rankers_j
                 "num_seeds": 1,
             }
         ),
+        metadata={"predictions": digest},
     )
     lake.write(
         EmbedderCurves,
@@ -341,7 +347,9 @@ def test_what_is_known_of_feature_groups_and_embedders_is_shown_of_the_rankers_j
     )
     run(lake, Config(num_draws=100))
     for name in ("feature_group_values", "feature_group_costs"):
-        assert pl.read_parquet(lake.folder("reports") / f"{name}.parquet")["ranker"].to_list() == ["content"]
+        assert (lake.folder("reports") / f"{name}.parquet").exists() == is_of_these_predictions
+    page = (lake.folder("reports") / "report.html").read_text()
+    assert ("item_content" in page.split("<pre")[0]) == is_of_these_predictions
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")
