@@ -1,5 +1,7 @@
 """What each feature group is worth and what it costs, as the report prints and draws it."""
 
+from typing import Any
+
 import dataframely as dy
 import polars as pl
 
@@ -9,18 +11,16 @@ from ranker.report_tables import ForestPoint
 from ranker.wording import METRIC_NAMES, TIER_KINDS, segment_name, short_segment_name, signed
 
 MARKS = {"helps": "▲", "hurts": "▼"}
-VERDICT_CLASSES = {"helps": "better", "hurts": "worse"}
+
+METRICS = ("uauc", "wuauc")
 
 VALUE_COLUMNS = (
     Column("Group", is_text=True, is_said_once=True),
     Column("Ranker", is_text=True),
     Column("Method", is_text=True),
     Column("Segment", is_text=True),
-    Column("Metric", is_text=True),
-    Column("with"),
-    Column("without"),
-    Column("value lost"),
     Column("users"),
+    *(Column(name, METRIC_NAMES[metric]) for metric in METRICS for name in ("with", "without", "lost")),
 )
 
 COST_COLUMNS = (
@@ -37,30 +37,33 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 def printed_values(values: dy.DataFrame[FeatureGroupValues], about: str) -> PrintedTable:
-    """A row per (group, ranker, method, segment, metric)."""
-    rows = []
+    """A row per (group, ranker, method, segment), both metrics side by side."""
+    key = ("feature_group", "ranker", "method", "segment_kind", "segment")
+    cells: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for row in values.sort("feature_group", maintain_order=True).iter_rows(named=True):
-        low, high = row["low"], row["high"]
-        lost = Cell(
-            NO_VALUE if row["value_lost"] is None else signed(row["value_lost"]),
-            row["value_lost"],
-            small="" if low is None else f"{signed(low)} to {signed(high)}",
-            verdict=row["verdict"] or "",
-            mark=MARKS.get(row["verdict"] or "", ""),
-        )
-        cells = (
-            Cell(row["feature_group"]),
-            Cell(row["ranker"]),
-            Cell(row["method"]),
-            Cell(segment_name(row["segment_kind"], row["segment"])),
-            Cell(METRIC_NAMES[row["metric"]]),
-            number(row["value_with"], 4),
-            number(row["value_without"], 4),
-            lost,
-            count(row["num_users"]),
-        )
-        rows.append(Row(cells, kind=row["segment_kind"], ranker=row["ranker"]))
+        cells.setdefault(tuple(row[name] for name in key), {})[row["metric"]] = row
+    rows = []
+    for (group, ranker, method, kind, segment), by_metric in cells.items():
+        words = (group, ranker, method, segment_name(kind, segment))
+        users = count(next(iter(by_metric.values()))["num_users"])
+        figures = [cell for metric in METRICS for cell in _value_cells(by_metric.get(metric))]
+        rows.append(Row((*map(Cell, words), users, *figures), kind=kind, ranker=ranker))
     return PrintedTable("group-values", "Value by segment", about, VALUE_COLUMNS, mark_repeats(VALUE_COLUMNS, rows))
+
+
+def _value_cells(row: dict[str, Any] | None) -> tuple[Cell, Cell, Cell]:
+    """With the group, without it, and what is lost."""
+    if row is None:
+        return Cell(""), Cell(""), Cell("")
+    verdict = row["verdict"] or ""
+    lost = Cell(
+        NO_VALUE if row["value_lost"] is None else signed(row["value_lost"]),
+        row["value_lost"],
+        small="" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
+        verdict=verdict,
+        mark=MARKS.get(verdict, ""),
+    )
+    return number(row["value_with"], 4), number(row["value_without"], 4), lost
 
 
 def printed_costs(costs: dy.DataFrame[FeatureGroupCosts], about: str) -> PrintedTable:

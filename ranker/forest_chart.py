@@ -81,7 +81,7 @@ def forest(
         axes.set_yticks([row_height * (n + 0.5) for n in range(len(rows))], names)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
+        axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
         )

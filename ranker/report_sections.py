@@ -130,7 +130,8 @@ def features(
         by_tier = {group: several for group in groups if (several := tier_points(values, method, group))}
         rows = list(dict.fromkeys(point.row for several in by_tier.values() for point in several))
         limits = fitting_limits([p for several in by_tier.values() for p in several]) if by_tier else None
-        whole = Markup(forest(f"groups-{method}", "All impressions", overall, series, axis=axis)) if overall else None
+        title = f"All impressions, {method}"
+        whole = Markup(forest(f"groups-{method}", title, overall, series, axis=axis)) if overall else None
         charts = [
             Markup(forest(f"group-{method}-{place}", group, several, series, rows=rows, limits=limits, axis=axis))
             for place, (group, several) in enumerate(by_tier.items())
@@ -140,7 +141,7 @@ def features(
     judged = {*(values["ranker"] if values is not None else ()), *(costs["ranker"] if costs is not None else ())}
     return Features(
         values=drawn,
-        table=printed_values(values, "Value lost is the metric with the group minus the metric without it.")
+        table=printed_values(values, "Lost: the metric with the group minus the metric without it.")
         if values is not None
         else None,
         costs=printed_costs(

@@ -332,7 +332,7 @@ def test_a_sorted_row_names_its_segment_wherever_the_one_above_is_of_another(pag
 
 
 def test_rows_are_filtered_by_kind_of_segment_and_by_ranker(page: Any) -> None:
-    tools = page.locator("#segments ~ .tools")
+    tools = page.locator("#segments ~ .printed .tools")
     assert tools.locator("p").inner_text() == "14 of 100 rows"  # the tiers, and all impressions
     tools.locator("select").nth(0).select_option(label="Age of the item")
     tools.locator("select").nth(1).select_option(label="gbdt_learn")
@@ -423,7 +423,7 @@ def test_it_prints_every_table_uncut(page: Any, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 687, "height": 1000})  # A4 within the margins
     landscape = 1031
     for table in page.locator("table").all():
-        box, is_wide = table.bounding_box(), "wide" in (table.locator("..").get_attribute("class") or "")
+        box, is_wide = table.bounding_box(), table.evaluate("one => one.closest('.wide') !== null")
         assert box is not None
         assert box["height"] > 0
         assert box["width"] <= (landscape if is_wide else 687), table.get_attribute("id")
