@@ -1,9 +1,10 @@
 """Judge anyone's predictions, alone or against a baseline. The function behind `tailrank evaluate`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import dataframely as dy
 from rich.console import Console
@@ -12,20 +13,37 @@ from feature_repo.table_schemas import SegmentMetrics
 from jobs.calibrated_runs import calibrate_on as calibrate_runs_on
 from jobs.definitions_table import definitions_table, reconcile, reconciliation_json
 from jobs.lake import utc_now
+from jobs.large_predictions import ROWS_AT_ONCE, compare_large
 from jobs.predictions_file import PredictionsFile, read_predictions
 from jobs.provenance import command, commit, versions
 from jobs.recalibrate_file import read_validation
 from jobs.report_files import write_json, write_parquet, write_text
 from jobs.segment_table import TIER_KINDS, terminal_table
+from jobs.staged_predictions import count_rows
 from ranker.calibration import score_histograms
 from ranker.comparison import compare
-from ranker.judged_runs import Run, line_up
+from ranker.judged_runs import JudgedRuns, Run, line_up
 from ranker.recalibration import METHODS
 from ranker.report import ReportData, render
 from ranker.report_json import report_json
 from ranker.wording import verdict
 
+ROWS_IN_MEMORY = 30_000_000
+"""Rows of both files together; more are judged part by part, as then the whole takes more than about 8 GB."""
+
 logger = logging.getLogger(__name__)
+
+
+class _Judged(NamedTuple):
+    """What the files say."""
+
+    metrics: dy.DataFrame[SegmentMetrics]
+    runs: JudgedRuns
+    """All rows, or a sample of more than fit into memory."""
+    ours: PredictionsFile
+    """The predictions; of more than fit into memory, only the ids of the sample."""
+    num_rows: int
+    notes: list[str]
 
 
 def run(
@@ -42,6 +60,7 @@ def run(
     seed: int = 0,
     min_users: int = 30,
     min_positives: int = 30,
+    rows_in_memory: int = ROWS_IN_MEMORY,
     console: Console | None = None,
     now: Callable[[], datetime] = utc_now,
 ) -> dy.DataFrame[SegmentMetrics]:
@@ -61,6 +80,8 @@ def run(
         seed: of the bootstrap.
         min_users: with fewer users counted, a segment says "cannot tell".
         min_positives: the same for positives, and for negatives.
+        rows_in_memory: files that have more rows together are judged part by part. AUC, UAUC and WUAUC are the same;
+            calibration and score distributions are then of a sample, and `explain` is left out.
         console: where the table is printed.
         now: the clock that stamps the report.
 
@@ -72,30 +93,18 @@ def run(
             rows.
         ValueError: the two files are not of the same impressions, or those to calibrate on are of some of them.
     """
-    ours = read_predictions(predictions, segments)
     name, baseline_name = predictions.stem, None
-    runs, notes = [Run(name, 0, ours.frame)], list(ours.notes)
+    if baseline is not None:
+        name, baseline_name = (name, baseline.stem) if baseline.stem != name else ("predictions", "baseline")
+    files = {name: predictions} | ({baseline_name: baseline} if baseline_name and baseline else {})
+    sizes = {"num_draws": num_draws, "seed": seed, "min_users": min_users, "min_positives": min_positives}
+    fits = sum(map(count_rows, files.values())) <= rows_in_memory
+    found = _judge(files, segments, sizes) if fits else _judge_parts(files, segments, sizes, rows_in_memory, explain)
+    metrics, judged, ours, notes = found.metrics, found.runs, found.ours, found.notes
     validation = read_validation(calibrate_on, predictions, ours) if calibrate_on is not None else None
     notes += validation.notes if validation is not None else ()
-    if baseline is not None:
-        theirs = read_predictions(baseline)
-        if baseline.stem == name:
-            name, baseline_name = "predictions", "baseline"
-        else:
-            baseline_name = baseline.stem
-        runs = [Run(name, 0, ours.frame), Run(baseline_name, 0, theirs.frame)]
-        notes += theirs.notes
     for note in notes:
         logger.warning("%s", note)
-    judged = line_up(runs, segment_kinds=list(dict.fromkeys([*TIER_KINDS, *segments])))
-    metrics = compare(
-        judged,
-        baseline=baseline_name,
-        num_draws=num_draws,
-        seed=seed,
-        min_users=min_users,
-        min_positives=min_positives,
-    )
     fitted_on = [Run(name, 0, validation.frame)] if validation is not None else []
     calibrated = calibrate_runs_on(lambda ranker: fitted_on if ranker == name else (), judged, METHODS)
     data = ReportData(
@@ -104,7 +113,7 @@ def run(
         metrics=metrics,
         calibrations=calibrated.as_scored,
         created=now(),
-        provenance=_provenance(ours, predictions, baseline, calibrate_on, num_draws, seed, min_users, min_positives),
+        provenance=_provenance(found, predictions, baseline, calibrate_on, num_draws, seed, min_users, min_positives),
         notes=notes,
         calibration_metrics=calibrated.metrics,
         recalibrations=calibrated.recalibrated,
@@ -113,11 +122,11 @@ def run(
     console = console or Console()
     console.print(terminal_table(metrics, segment_kinds=None))
     console.print(" ".join(verdict(metrics, name)))
-    definitions = reconcile(judged) if explain else {}
+    definitions = reconcile(judged) if explain and fits else {}
     if "clicked" in definitions:
         console.print(definitions_table(definitions["clicked"]))
     if json is not None:
-        explained = {"other_definitions": reconciliation_json(definitions)} if explain else {}
+        explained = {"other_definitions": reconciliation_json(definitions)} if explain and fits else {}
         write_json(json, report_json(data, name) | explained)
         console.print(f"numbers: {json}", soft_wrap=True)
     if parquet is not None:
@@ -130,8 +139,47 @@ def run(
     return metrics
 
 
+def _judge(files: Mapping[str, Path], segments: Sequence[str], sizes: Mapping[str, int]) -> _Judged:
+    """All rows at once; the second file, if any, is the baseline's."""
+    read = [read_predictions(path, () if place else segments) for place, path in enumerate(files.values())]
+    runs = [Run(name, 0, file.frame) for name, file in zip(files, read, strict=True)]
+    judged = line_up(runs, segment_kinds=_kinds(segments))
+    metrics = compare(judged, baseline=_baseline(files), **sizes)
+    return _Judged(metrics, judged, read[0], read[0].frame.height, [note for file in read for note in file.notes])
+
+
+def _judge_parts(
+    files: Mapping[str, Path], segments: Sequence[str], sizes: Mapping[str, int], rows_in_memory: int, explain: bool
+) -> _Judged:
+    """The same part by part."""
+    found = compare_large(
+        files,
+        segment_kinds=_kinds(segments),
+        named_segments=segments,
+        rows_at_once=min(ROWS_AT_ONCE, rows_in_memory),
+        **sizes,
+    )
+    whole, num_sampled = found.whole, found.sampled_ids.height
+    note = (
+        f"{whole.num_rows:,} impressions are more than fit into memory: AUC, UAUC and WUAUC are of all of them, "
+        f"calibration and score distributions of {num_sampled:,} drawn by the hash of impression_id."
+    )
+    if explain:
+        note += " What other definitions of AUC give is left out: they are found with all rows in memory only."
+    ours = PredictionsFile(found.sampled_ids, whole.num_items, whole.start, whole.end, found.notes)
+    return _Judged(found.metrics, found.sample, ours, whole.num_rows, [*found.notes, note])
+
+
+def _kinds(segments: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*TIER_KINDS, *segments]))
+
+
+def _baseline(files: Mapping[str, Path]) -> str | None:
+    return list(files)[1] if len(files) > 1 else None
+
+
 def _provenance(
-    ours: PredictionsFile,
+    found: _Judged,
     predictions: Path,
     baseline: Path | None,
     calibrate_on: Path | None,
@@ -144,8 +192,8 @@ def _provenance(
         "Predictions": str(predictions),
         **({"Baseline": str(baseline)} if baseline is not None else {}),
         **({"Recalibrated on": str(calibrate_on)} if calibrate_on is not None else {}),
-        "Impressions": f"{ours.frame.height:,} of {ours.num_items:,} items, "
-        f"from {ours.start:%Y-%m-%d %H:%M} to {ours.end:%Y-%m-%d %H:%M} UTC",
+        "Impressions": f"{found.num_rows:,} of {found.ours.num_items:,} items, "
+        f"from {found.ours.start:%Y-%m-%d %H:%M} to {found.ours.end:%Y-%m-%d %H:%M} UTC",
         "Bootstrap": f"{num_draws:,} draws of users, seed {seed}",
         "Too few to tell": f"below {min_users} users, {min_positives} positives or {min_positives} negatives",
         "Commit": commit(),

@@ -56,7 +56,7 @@ def read_predictions(path: Path, segments: Sequence[str] = ()) -> PredictionsFil
     try:
         frame = columns.rows.collect()
     except pl.exceptions.PolarsError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     notes = list(columns.notes)
     whole = WholeFile(path)
     if frame.height:
@@ -97,13 +97,14 @@ def open_predictions(path: Path, segments: Sequence[str] = ()) -> Columns:
             try:
                 is_whole = scan.select((values == values.floor()).all() & values.is_finite().all()).collect().item()
             except pl.exceptions.PolarsError as error:
-                raise _unreadable(path, error) from error
+                raise unreadable(path, error) from error
             # 3 that was written as 3.0 because another row has none
             scan = scan.with_columns(values.cast(pl.Int64) if is_whole else values)
     return Columns(scan, notes)
 
 
-def _unreadable(path: Path, error: Exception) -> TableError:
+def unreadable(path: Path, error: Exception) -> TableError:
+    """The error to raise where polars cannot read a file."""
     return TableError(str(path), f"cannot be read: {error}", "write the file again, in UTF-8 if CSV")
 
 

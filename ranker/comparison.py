@@ -110,7 +110,7 @@ def check_baseline(baseline: str | None, rankers: Sequence[str]) -> None:
 def _cells(judged: JudgedRuns, label: JudgedLabel, rankers: Sequence[str]) -> list[Cell]:
     runs = {ranker: judged.runs_with(label.score, ranker) for ranker in rankers}
     runs = {ranker: frames for ranker, frames in runs.items() if frames}
-    mask = judged.impressions.with_columns(label.rows.alias("judged"))["judged"].fill_null(False)
+    mask = label.mask(judged.impressions)
     if not runs or not mask.any():
         return []
     impressions = judged.impressions if mask.all() else judged.impressions.filter(mask)
@@ -118,7 +118,7 @@ def _cells(judged: JudgedRuns, label: JudgedLabel, rankers: Sequence[str]) -> li
     for ranker, frames in runs.items():
         for frame in frames:
             column = frame[label.score] if mask.all() else frame[label.score].filter(mask)
-            _check(label, ranker, impressions, column)
+            check_ranker_scores(label, ranker, impressions, column)
             # sorted once: segments only ever compare ranks
             ranks.setdefault(ranker, []).append(dense_ranks(score_bits(column.cast(pl.Float64).to_numpy())))
     user, positive = impressions["user"].to_numpy(), impressions[label.name].to_numpy()
@@ -127,7 +127,18 @@ def _cells(judged: JudgedRuns, label: JudgedLabel, rankers: Sequence[str]) -> li
     return [cell for kind in kinds for cell in count_cells(label.name, kind, user, judged.num_users, positive, ranks)]
 
 
-def _check(label: JudgedLabel, ranker: str, impressions: pl.DataFrame, column: pl.Series) -> None:
+def check_ranker_scores(label: JudgedLabel, ranker: str, impressions: pl.DataFrame, column: pl.Series) -> None:
+    """Refuse scores that cannot be ranked, naming the ranker.
+
+    Args:
+        label: what they predict.
+        ranker: its name.
+        impressions: (N,) those on which the label is judged.
+        column: (N,) scores.
+
+    Raises:
+        ValueError: a score is null or NaN.
+    """
     try:
         check_scores(impressions.with_columns(column.alias(label.score)), label.name, label.score)
     except ValueError as error:

@@ -23,6 +23,10 @@ class JudgedLabel(NamedTuple):
     judged_on: str
     """The same in words."""
 
+    def mask(self, impressions: pl.DataFrame) -> pl.Series:
+        """(N,) whether each impression is judged; needs clicked and converted."""
+        return impressions.with_columns(self.rows.alias("judged"))["judged"]
+
 
 LABELS = (
     JudgedLabel("clicked", "p_ctr", pl.lit(True), "all impressions"),
