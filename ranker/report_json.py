@@ -43,7 +43,7 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
         auc, uauc, wuauc: value, low, high on all impressions, for clicks; labels: the same for each label, with the
         rows judged and the calibration; segments: every value; comparison: every gain over the baseline (null without
         one); calibration_metrics: by segment and method; feature_groups: values and costs; left_out: what UAUC and
-        WUAUC do not count; verdict, definitions, notes, provenance. No number is NaN or infinite: such is null.
+        WUAUC do not count; verdict, definitions, notes, provenance.
     """
     overall = data.metrics.filter(ranker=ranker, segment_kind="all")
     labels: dict[str, Any] = {}
@@ -98,11 +98,8 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
 
 
 def _rows(table: pl.DataFrame | None) -> list[dict[str, Any]] | None:
-    """Rows of a table that JSON can hold; null where there is no table."""
-    if table is None:
-        return None
-    floats = pl.selectors.float()
-    return table.with_columns(pl.when(floats.is_finite()).then(floats)).to_dicts()
+    """Rows of a table; null where there is none. The schemas let no number be NaN or infinite, which JSON has not."""
+    return None if table is None else table.to_dicts()
 
 
 def _interval(row: dict[str, Any]) -> dict[str, float | None]:

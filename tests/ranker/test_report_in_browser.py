@@ -427,5 +427,7 @@ def test_it_prints_every_table_uncut(page: Any, tmp_path: Path) -> None:
         assert box is not None
         assert box["height"] > 0
         assert box["width"] <= (landscape if is_wide else 687), table.get_attribute("id")
+    header = page.locator("#table-clicked th button").first
+    assert header.evaluate("one => getComputedStyle(one).display") == "contents"  # or it is missing on the next page
     for details in page.locator("details").all():
         assert details.evaluate("one => one.lastElementChild.getBoundingClientRect().height") > 0
