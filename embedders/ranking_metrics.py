@@ -15,6 +15,7 @@ query draws (`embedders.query_bootstrap`): with weights it equals the metric of 
 Letters: N pairs, Q queries, G groups of equal value.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -239,7 +240,7 @@ def _spearman(a_N: NDArray[np.int64], b_N: NDArray[np.int64], weight_N: NDArray[
         return np.nan
     a, b = _mid_ranks(a_N, weight_N), _mid_ranks(b_N, weight_N)
     a, b = a - (total + 1) / 2, b - (total + 1) / 2  # the mean of mid-ranks, always
-    spread = np.sqrt(float(weight_N @ (a * a)) * float(weight_N @ (b * b)))
+    spread = math.sqrt(float(weight_N @ (a * a)) * float(weight_N @ (b * b)))
     return float(weight_N @ (a * b)) / spread if spread > 0 else np.nan
 
 
