@@ -161,7 +161,7 @@ def pair_text(pair: QueryItem) -> str:
         ("Attributes", pair.attributes),
     )
     lines = [f"{name}: {one_line}" for name, value in fields if (one_line := " ".join((value or "").split()))]
-    return "\n".join([*lines, "Answer: "])
+    return "\n".join([*lines, "Answer:\n"])
 
 
 def prompt(pair: QueryItem, *, label_only: bool = False) -> str:
