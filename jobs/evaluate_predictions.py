@@ -15,7 +15,7 @@ from jobs.definitions_table import definitions_table, reconcile, reconciliation_
 from jobs.lake import utc_now
 from jobs.large_predictions import ROWS_AT_ONCE, compare_large
 from jobs.predictions_file import PredictionsFile, read_predictions
-from jobs.provenance import command, commit, versions
+from jobs.provenance import command, commit, sha256, versions
 from jobs.recalibrate_file import read_validation
 from jobs.report_files import write_json, write_parquet, write_text
 from jobs.segment_table import TIER_KINDS, terminal_table
@@ -194,6 +194,7 @@ def _provenance(
         **({"Recalibrated on": str(calibrate_on)} if calibrate_on is not None else {}),
         "Impressions": f"{found.num_rows:,} of {found.ours.num_items:,} items, "
         f"from {found.ours.start:%Y-%m-%d %H:%M} to {found.ours.end:%Y-%m-%d %H:%M} UTC",
+        "Data": ", ".join(f"sha256 {sha256(path)} of {path.name}" for path in (predictions, baseline) if path),
         "Bootstrap": f"{num_draws:,} draws of users, seed {seed}",
         "Too few to tell": f"below {min_users} users, {min_positives} positives or {min_positives} negatives",
         "Commit": commit(),

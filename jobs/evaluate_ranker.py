@@ -261,6 +261,7 @@ def _provenance(lake: Lake, config: Config, predictions: Manifest, runs: list[tu
         "Rankers and seeds": "; ".join(f"{ranker}: {', '.join(several)}" for ranker, several in seeds.items()),
         "Predictions": f"{predictions.rows:,} rows, version {predictions.version}, "
         f"written {predictions.created_timestamp:%Y-%m-%d %H:%M} UTC",
+        "Data": f"sha256 {predictions.digest} of the predictions, {lake.manifest(Impressions).digest} of the log",
         "Bootstrap": f"{config.num_draws:,} draws of users, seed {config.seed}",
         "Too few to tell": f"below {config.min_users} users, {config.min_positives} positives or as many negatives",
         "Commit": commit(),

@@ -6,7 +6,6 @@ writes  a JSON file for machines, where one is asked for
 The rule is `ranker.promotion.decide`; what is judged, and how, is as in `tailrank evaluate`.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -22,7 +21,7 @@ from rich.text import Text
 from feature_repo.table_schemas import ImpressionSegments, RankerPredictions
 from jobs.lake import Lake, TableError, utc_now
 from jobs.predictions_file import read_predictions
-from jobs.provenance import command, commit, versions
+from jobs.provenance import command, commit, sha256, versions
 from jobs.report_files import write_json
 from jobs.segment_table import terminal_table
 from ranker.comparison import compare
@@ -252,13 +251,3 @@ def _from_lake(lake: Lake, new: str, old: str, kinds: Sequence[str]) -> _Sides:
         for side, name in (("new", new), ("against", old))
     }
     return _Sides(new, old, judged, inputs, [])
-
-
-def sha256(*paths: Path) -> str:
-    """Of a file's bytes; of several files, or a folder of them, of the digests in the order of the names."""
-    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """What made a report: commit, versions, command line."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -7,6 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("tailrank", "polars", "torch", "lightgbm", "feast")
+
+
+def sha256(*paths: Path) -> str:
+    """Of a file's bytes; of several files, or a folder of them, of the digests in the order of the names."""
+    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def commit() -> str:

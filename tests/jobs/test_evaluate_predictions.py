@@ -1,6 +1,7 @@
 """Anyone's predictions: harmless differences are put right and noted, anything else is refused with its reason."""
 
 import datetime as dt
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -98,6 +99,14 @@ def test_a_baseline_in_another_order_is_compared_impression_by_impression(write:
     assert gain["gain"] == pytest.approx(expected)
     assert (gain["ranker"], gain["baseline"]) == ("mine", "other")
     assert "between mine and other" in printed or "than other" in printed
+
+
+def test_the_numbers_name_the_data_they_are_of(write: Write, tmp_path: Path) -> None:
+    ours, theirs = write(predictions()), write(predictions(1), name="old.parquet")
+    run(ours, baseline=theirs, json=tmp_path / "r.json", console=Console(file=io.StringIO()), num_draws=100)
+    data = json.loads((tmp_path / "r.json").read_text())["provenance"]["Data"]
+    for path in (ours, theirs):
+        assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()} of {path.name}" in data
 
 
 def test_two_files_of_the_same_name_are_told_apart(write: Write, tmp_path: Path) -> None:

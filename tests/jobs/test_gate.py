@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from feature_repo import table_schemas as tables
 from jobs.cli import app
-from jobs.gate import protected_segment, run, sha256
+from jobs.gate import protected_segment, run
 from jobs.lake import Lake, TableError
+from jobs.provenance import sha256
 from ranker.promotion import Decision
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
