@@ -23,7 +23,7 @@ SIZES = {"num_draws": 60, "seed": 3, "min_users": 5, "min_positives": 5}
 KINDS = ["user_segment", "item_segment", "country"]
 
 
-def predictions(seed: int, num_rows: int = 900, num_users: int = 60) -> pl.DataFrame:
+def predictions(seed: int, num_rows: int = 450, num_users: int = 40) -> pl.DataFrame:
     """The same impressions for every seed, with ties, a busy user, unknown outcomes and rows of no segment."""
     world, rng = np.random.default_rng(0), np.random.default_rng(seed)
     user = np.minimum(world.zipf(1.3, num_rows), num_users)
@@ -44,7 +44,7 @@ def predictions(seed: int, num_rows: int = 900, num_users: int = 60) -> pl.DataF
             "p_ctcvr": p * p,
             "user_segment": np.where(user % 3 == 0, "cold_start", "others"),
             "item_segment": pl.Series(["cold_start", "long_tail", None]).gather(world.integers(0, 3, num_rows)),
-            "country": pl.Series(["de", "fr", None]).gather((np.arange(num_rows) > 300) * 2),
+            "country": pl.Series(["de", "fr", None]).gather((np.arange(num_rows) > 150) * 2),
         }
     )
 
@@ -110,17 +110,17 @@ def test_evaluate_judges_in_parts_what_does_not_fit_and_says_so(
 ) -> None:
     new, old = files
     printed = {}
-    for rows_in_memory in (10_000, 600):
+    for rows_in_memory in (10_000, 300):
         console = Console(file=io.StringIO(), width=200)
         table = run(
             new, old, console=console, explain=True, report=new.with_suffix(".html"), json=new.with_suffix(".json"),
             segments=["country"], rows_in_memory=rows_in_memory, num_draws=60, seed=3, min_users=5, min_positives=5,
         )  # fmt: skip
         printed[rows_in_memory] = table, console.file.getvalue()  # type: ignore[attr-defined]
-    assert_frame_equal(printed[600][0], printed[10_000][0], check_exact=True)
+    assert_frame_equal(printed[300][0], printed[10_000][0], check_exact=True)
     assert "other definitions" in printed[10_000][1]
-    assert "other definitions" not in printed[600][1]
-    assert "900 impressions are more than fit into memory" in caplog.text
+    assert "other definitions" not in printed[300][1]
+    assert "450 impressions are more than fit into memory" in caplog.text
     assert "What other definitions of AUC give is left out" in caplog.text
     assert "more than fit into memory" in new.with_suffix(".html").read_text()
 
@@ -134,14 +134,14 @@ def test_evaluate_judges_in_parts_what_does_not_fit_and_says_so(
         ),
         ({"p_ctr": pl.when(pl.col("impression_id") != "i7").then("p_ctr")}, "`p_ctr` is null, in rows [0-9_]+ to"),
         ({"clicked": pl.when(pl.col("impression_id") != "i7").then("clicked")}, "`clicked` is null, in rows"),
-        ({"clicked": pl.lit(True)}, "`clicked` is true on all 900 rows: there are no negatives"),
+        ({"clicked": pl.lit(True)}, "`clicked` is true on all 450 rows: there are no negatives"),
         ({"user_id": pl.when(pl.col("impression_id") != "i7").then("user_id").otherwise(pl.lit(""))}, "is empty"),
         ({"country": pl.lit(None, pl.String)}, "`country` has no value in any row"),
         ({"country": pl.col("impression_id")}, "values; expected at most 200"),
         ({"event_timestamp": pl.lit(5)}, "no time between 1990 and 2100"),
         (
             {
-                "event_timestamp": pl.when(pl.int_range(pl.len()) < 450)
+                "event_timestamp": pl.when(pl.int_range(pl.len()) < 200)
                 .then(pl.col("event_timestamp").dt.epoch("s"))
                 .otherwise(pl.col("event_timestamp").dt.epoch("ms"))
             },

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ranker.bootstrap import (
+    BLOCKS_AT_ONCE,
     USERS_PER_BLOCK,
     holm,
     percentile_interval,
@@ -36,13 +37,14 @@ def test_weights_follow_poisson_of_mean_one() -> None:
 
 
 def test_totals_are_weighted_sums_over_users_across_blocks() -> None:
-    num_users = USERS_PER_BLOCK + 100
+    num_users = BLOCKS_AT_ONCE * USERS_PER_BLOCK + 100
     rng = np.random.default_rng(1)
     users = np.sort(rng.choice(num_users, 500, replace=False))
     sums = rng.random((500, 3))
     [totals] = resampled_totals([Sums(users, sums)], num_users, 20, seed=7)
     stream = np.random.default_rng(7)
-    weights = np.concatenate([poisson_weights(USERS_PER_BLOCK, 20, stream), poisson_weights(100, 20, stream)])
+    sizes = [USERS_PER_BLOCK] * (num_users // USERS_PER_BLOCK) + [num_users % USERS_PER_BLOCK]
+    weights = np.concatenate([poisson_weights(size, 20, stream) for size in sizes])
     np.testing.assert_allclose(totals, sums.T @ weights[users], rtol=1e-12)
 
 
