@@ -70,6 +70,18 @@ class CausalLM:
         """V: logits of a position."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; the tokens of one letter add it with the last of them."""
+        pieces, before = [], ""
+        for end in range(1, len(ids) + 1):
+            after = self.text(ids[:end])
+            if after.endswith("\ufffd") and end < len(ids):  # a letter whose other bytes are still to come
+                pieces.append("")
+                continue
+            pieces.append(after[len(before) :])
+            before = after
+        return pieces
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens."""
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
@@ -131,6 +143,12 @@ class GrowingRows:
 
     def __len__(self) -> int:
         return len(self._mask_BS)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, those of the prefix included."""
+        lengths: list[int] = self._mask_BS.sum(dim=1).tolist()
+        return lengths
 
     def repeated(self, times: int) -> "GrowingRows":
         """A copy with every row that often, one beside the other; this one stays as it is."""
