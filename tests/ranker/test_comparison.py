@@ -132,15 +132,14 @@ def test_a_gain_planted_in_cold_users_is_found_there_and_not_elsewhere() -> None
     assert one(table, ranker="base", segment_kind="all")["verdict"] is None
 
 
-def test_rankers_of_equal_skill_are_rarely_told_apart() -> None:
-    alarms = 0
-    for trial in range(40):
-        frame = world(120, 10, seed=100 + trial)
-        runs = [Run("a", 0, scored(frame, 1.0, 2 * trial)), Run("b", 0, scored(frame, 1.0, 2 * trial + 1))]
-        table = compare(line_up(runs), baseline="a", num_draws=300, seed=trial)
-        family = table.filter(ranker="b", label="clicked", metric="uauc")
-        alarms += bool(family["verdict"].is_in(["better", "worse"]).any())
-    assert alarms <= 6  # 5% of 40 is 2; more than 6 has a chance below one in a hundred
+def test_the_minimum_detectable_difference_follows_the_spread_of_the_gain() -> None:
+    frame = world(300)
+    runs = [Run("a", 0, scored(frame, 1.0, 1)), Run("b", 0, scored(frame, 1.0, 2))]
+    row = one(compare(line_up(runs), baseline="a", num_draws=2000), ranker="b")
+    # 1.96 + 0.84 standard errors, and the interval is 2 * 1.96 of them wide
+    width = row["gain_high"] - row["gain_low"]
+    assert row["minimum_detectable"] == pytest.approx((1.96 + 0.8416) / (2 * 1.96) * width, rel=0.05)
+    assert one(compare(line_up(runs), baseline=None))["minimum_detectable"] is None
 
 
 @pytest.mark.parametrize("limit", [{"min_users": 10_000}, {"min_positives": 10_000}])
@@ -150,6 +149,7 @@ def test_a_cell_that_is_too_small_cannot_tell(limit: dict[str, int]) -> None:
     table = compare(line_up(runs), baseline="a", num_draws=50, **limit)
     assert set(table.filter(ranker="b")["verdict"]) == {"cannot tell"}
     assert table.filter(ranker="b")["p_value"].null_count() == table.filter(ranker="b").height
+    assert table["minimum_detectable"].null_count() == table.height
     assert one(table, ranker="b")["gain"] > 0
 
 
