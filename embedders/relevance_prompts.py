@@ -184,6 +184,7 @@ def parse(answer: str) -> Reasoning:
     """
     found = _one_object(answer)
     _check_keys(found, _ORDER, answer)
+    _check_version(found, answer)
     for part in ("query", "item"):
         if isinstance(found[part], dict):
             _check_keys(found[part], STEPS, answer)
@@ -203,8 +204,7 @@ def parse_label_only(answer: str) -> Label:
     """
     found = _one_object(answer)
     _check_keys(found, ("v", "label"), answer)
-    if type(found["v"]) is not int or found["v"] != 1:
-        raise _refused(f"v: expected version 1, got {found['v']!r}", answer)
+    _check_version(found, answer)
     if found["label"] not in LABELS:
         raise _refused(f"label: expected one of {', '.join(LABELS)}, got {str(found['label'])[:40]!r}", answer)
     return found["label"]
@@ -237,6 +237,11 @@ def _no_constant(name: str) -> None:
 def _check_keys(found: dict[str, Any], expected: Sequence[str], answer: str) -> None:
     if tuple(found) != tuple(expected):
         raise _refused(f"expected the keys {', '.join(expected)} in this order, got {', '.join(found)}", answer)
+
+
+def _check_version(found: dict[str, Any], answer: str) -> None:
+    if type(found["v"]) is not int or found["v"] != 1:  # in Python, True and 1.0 are equal to 1
+        raise _refused(f"v: expected version 1, got {found['v']!r}", answer)
 
 
 def _refused(what: str, answer: str) -> ValueError:

@@ -199,7 +199,7 @@ class TitleReader:
                 note("colour", short)
             elif short in _MATERIALS:
                 note("material", short)
-            elif _MODEL.fullmatch(word) and len(squashed(word)) >= MIN_MODEL_LETTERS:
+            elif _is_model(word):
                 models.append(squashed(word))
         for word in _words(core):
             short = _SAME_WORD.get(singular(word), singular(word))
@@ -219,6 +219,13 @@ class TitleReader:
                 if name in self.brands:
                     return name
         return ""
+
+
+def _is_model(word: str) -> bool:
+    """SC-141, lfx25975st; but not 3-bag or 12x24."""
+    if re.fullmatch(r"\d+-[a-z]+|\d+(?:x\d+)+|\d+(?:st|nd|rd|th)", word):
+        return False
+    return _MODEL.fullmatch(word) is not None and len(squashed(word)) >= MIN_MODEL_LETTERS
 
 
 def singular(word: str) -> str:
