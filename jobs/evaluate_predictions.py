@@ -18,7 +18,7 @@ from jobs.predictions_file import PredictionsFile, read_predictions
 from jobs.provenance import command, commit, sha256, versions
 from jobs.recalibrate_file import read_validation
 from jobs.report_files import write_json, write_parquet, write_text
-from jobs.segment_table import TIER_KINDS, terminal_table
+from jobs.segment_table import terminal_table
 from jobs.staged_predictions import count_rows
 from ranker.calibration import score_histograms
 from ranker.comparison import compare
@@ -26,6 +26,7 @@ from ranker.judged_runs import JudgedRuns, Run, line_up
 from ranker.recalibration import METHODS
 from ranker.report import ReportData, render
 from ranker.report_json import report_json
+from ranker.segments import TIER_KINDS
 from ranker.wording import verdict
 
 ROWS_IN_MEMORY = 30_000_000

@@ -13,10 +13,10 @@ from feature_repo.table_schemas import SegmentMetrics
 from jobs.impression_segments import SegmentShare
 from ranker.printed_table import NO_VALUE
 from ranker.report_tables import MetricCell, segment_table
+from ranker.segments import TIER_KINDS
 from ranker.wording import CEILING, LABEL_NAMES, kind_name, short_segment_name
 
 VERDICT_STYLES = {"better": "green", "worse": "red", "cannot tell": "dim"}
-TIER_KINDS = ("user_segment", "item_segment")
 
 
 def shares_table(shares: Iterable[SegmentShare]) -> Table:

@@ -260,6 +260,8 @@ def _group_numbers(predictions: pl.DataFrame, by: Sequence[str]) -> NDArray[np.i
         if column.dtype == pl.String:
             # categories of our own: those of another frame would leave gaps
             numbers = column.cast(pl.Categorical(pl.Categories.random())).to_physical()
+        elif column.dtype in (pl.Categorical, pl.Enum):
+            numbers = column.to_physical()
         else:
             numbers = column.rank("dense")
         missing = int(numbers.max() or 0) + 1  # type: ignore[arg-type]

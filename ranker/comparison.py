@@ -18,6 +18,7 @@ from ranker.auc import check_scores
 from ranker.bootstrap import Interval, holm, percentile_interval, resampled_totals, standard_deviation, two_sided_p
 from ranker.judged_runs import LABELS, JudgedLabel, JudgedRuns
 from ranker.ranked_rows import dense_ranks, score_bits
+from ranker.segments import TIER_KINDS
 from ranker.user_sums import Cell, SegmentCodes, codes_of, count_cells
 
 METRICS = ("auc", "uauc", "wuauc")
@@ -44,7 +45,8 @@ def compare(
 
     `converted` is judged by p_cvr on clicked impressions, `clicked_and_converted` by p_ctcvr on all; both only where
     the outcome is known. A segment keeps its own impressions only, so a user counts in UAUC when they have both
-    classes within it. P-values are Holm-adjusted over the segments (overall included) of one ranker, label and metric.
+    classes within it. P-values are Holm-adjusted over overall and the tiers of users and items,
+    and over each further kind of segment by itself.
 
     Args:
         judged: rankers lined up on the same impressions.
@@ -193,11 +195,16 @@ def _or_none(value: float) -> float | None:
 
 
 def _adjust(rows: list[dict[str, Any]]) -> None:
-    """Holm-adjust the p-values within each (ranker, label, metric), and say the verdict."""
-    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """Holm-adjust the p-values within each family, and say the verdict.
+
+    A family is one ranker, label and metric, and either overall with the tiers of users and items (the question asked
+    beforehand) or one further kind of segment: a column that somebody adds to look at must not hide the answer.
+    """
+    families: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row.get("baseline") is not None:
-            families.setdefault((row["ranker"], row["label"], row["metric"]), []).append(row)
+            kind = "all" if row["segment_kind"] in TIER_KINDS else row["segment_kind"]
+            families.setdefault((row["ranker"], row["label"], row["metric"], kind), []).append(row)
     for family in families.values():
         for row, p_value in zip(family, holm([row["p_value"] for row in family]), strict=True):
             row["p_value"] = p_value

@@ -8,7 +8,8 @@ import polars as pl
 from feature_repo.table_schemas import FeatureGroupCosts, FeatureGroupValues
 from ranker.printed_table import NO_VALUE, Cell, Column, PrintedTable, Row, count, mark_repeats, number
 from ranker.report_tables import ForestPoint
-from ranker.wording import METRIC_NAMES, TIER_KINDS, segment_name, short_segment_name, signed
+from ranker.segments import TIER_KINDS
+from ranker.wording import METRIC_NAMES, segment_name, short_segment_name, signed
 
 MARKS = {"helps": "▲", "hurts": "▼"}
 

@@ -24,7 +24,8 @@ from feature_repo.table_schemas import (
 )
 from ranker.calibration import Calibration, ScoreHistogram
 from ranker.judged_runs import LABELS
-from ranker.wording import CEILING, DEFINITIONS, LABEL_NAMES, TIER_KINDS, kind_name, verdict
+from ranker.segments import TIER_KINDS
+from ranker.wording import CEILING, DEFINITIONS, LABEL_NAMES, kind_name, verdict
 
 
 @dataclass(frozen=True)

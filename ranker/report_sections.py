@@ -22,7 +22,8 @@ from ranker.forest_chart import fitting_limits, forest
 from ranker.judged_runs import JudgedLabel
 from ranker.printed_table import PrintedTable
 from ranker.report_tables import ForestPoint, forest_points, printed_segments, printed_sizes
-from ranker.wording import CEILING, LABEL_NAMES, METRIC_NAMES, TIER_KINDS, kind_name
+from ranker.segments import TIER_KINDS
+from ranker.wording import CEILING, LABEL_NAMES, METRIC_NAMES, kind_name
 
 FOREST_METRICS = ("uauc", "wuauc")
 

@@ -20,6 +20,9 @@ import polars as pl
 
 from feature_repo.table_schemas import ItemSegments, UserSegments
 
+TIER_KINDS = ("user_segment", "item_segment")
+"""The kinds of segment of LEARN's paper: judged together with the overall row, named first wherever there are more."""
+
 TIERS = ("cold_start", "long_tail", "others")
 """From the least known to the best known."""
 

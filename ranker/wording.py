@@ -6,6 +6,7 @@ from typing import Any
 import dataframely as dy
 
 from feature_repo.table_schemas import SegmentMetrics
+from ranker.segments import TIER_KINDS
 
 CEILING = "ceiling"
 """Name under which the true probabilities of a simulated log are judged: what no ranker can beat, but for luck."""
@@ -29,8 +30,9 @@ DEFINITIONS = {
     "The pooled AUC is resampled to first order in the weights; UAUC and WUAUC exactly.",
     "Gain": "The ranker's value minus the baseline's, on the same impressions and the same draws.",
     "Verdict": "Better or worse where the two-sided p-value of the gain (normal, with the draws' spread as standard "
-    "error), Holm-adjusted over the segments of one ranker, label and metric, is below 0.05; otherwise no difference "
-    "was found, which is not proof of none. A segment with too few users or positives says that it cannot tell.",
+    "error), Holm-adjusted, is below 0.05; otherwise no difference was found, which is not proof of none. Adjusted "
+    "together are, of one ranker, label and metric, all impressions and the tiers of users and items; each further "
+    "kind of segment by itself. A segment with too few users or positives says that it cannot tell.",
     "Detectable": "The minimum detectable difference: the smallest gain that data of this size would show, at level "
     "0.05, four times out of five, before the adjustment for many segments. Where no difference was found, one below "
     "this may well be there.",
@@ -38,9 +40,6 @@ DEFINITIONS = {
     "within it.",
 }
 
-
-TIER_KINDS = ("user_segment", "item_segment")
-"""What LEARN's paper judges by: named first wherever there are more."""
 
 KIND_NAMES = {
     "user_segment": "Users by tier",

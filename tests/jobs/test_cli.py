@@ -129,8 +129,6 @@ def test_bad_data_exits_with_1_and_one_message(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-
-
 def test_explain_prints_what_a_vector_of_the_time_stands_for(learn_lake: Lake) -> None:
     embed_items_learn.run(learn_lake, embed_items_learn.Config())
     embed_users_learn.run(learn_lake, embed_users_learn.Config())

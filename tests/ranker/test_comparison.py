@@ -142,6 +142,33 @@ def test_the_minimum_detectable_difference_follows_the_spread_of_the_gain() -> N
     assert one(compare(line_up(runs), baseline=None))["minimum_detectable"] is None
 
 
+def test_a_kind_that_is_added_changes_no_verdict_on_the_tiers() -> None:
+    """Overall and the tiers are one family, each further kind one by itself: worked by hand from single p-values."""
+    frame = world().with_columns(shelf=pl.concat_str(pl.lit("s"), pl.int_range(pl.len()) % 8).cast(pl.String))
+    runs = [Run("base", 0, scored(frame, 1.0, 1)), Run("new", 0, scored(frame, 0.9, 2))]
+
+    def p_values(*kinds: str) -> dict[tuple[str, str], float]:
+        table = compare(line_up(runs, segment_kinds=kinds), baseline="base", num_draws=200, min_users=5)
+        found = table.filter(ranker="new", label="clicked", metric="uauc")
+        return {row["segment_kind"] + row["segment"]: row["p_value"] for row in found.iter_rows(named=True)}
+
+    alone, with_shelf = p_values("user_segment"), p_values("user_segment", "shelf")
+    assert len(with_shelf) == len(alone) + 8
+    assert {name: with_shelf[name] for name in alone} == alone
+    single = {}
+    for kind in ("user_segment", "shelf"):
+        for segment in frame[kind].unique():
+            one_cell = frame.with_columns(mine=pl.when(pl.col(kind) == segment).then(pl.lit("in")))
+            cell_runs = [Run("base", 0, scored(one_cell, 1.0, 1)), Run("new", 0, scored(one_cell, 0.9, 2))]
+            table = compare(line_up(cell_runs, segment_kinds=["mine"]), baseline="base", num_draws=200, min_users=5)
+            single[kind, segment] = one(table, ranker="new", segment="in")["p_value"]
+    shelves = sorted((p, segment) for (kind, segment), p in single.items() if kind == "shelf")
+    running = 0.0
+    for step, (p, segment) in enumerate(shelves):
+        running = max(running, min(1.0, p * (len(shelves) - step)))
+        assert with_shelf[f"shelf{segment}"] == pytest.approx(running)
+
+
 @pytest.mark.parametrize("limit", [{"min_users": 10_000}, {"min_positives": 10_000}])
 def test_a_cell_that_is_too_small_cannot_tell(limit: dict[str, int]) -> None:
     frame = world(60)
