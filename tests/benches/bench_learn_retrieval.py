@@ -73,7 +73,7 @@ class Variant:
 
 
 SAMPLED_NEGATIVES = 2048
-"""Of the SASRec on Games: against all 16,859 titles an epoch takes ten times as long."""
+"""Of next-item training on Games: against all 16,859 titles an epoch takes ten times as long."""
 
 
 def variants_of(protocol: str, llm: str) -> dict[str, Variant]:
@@ -95,6 +95,7 @@ def variants_of(protocol: str, llm: str) -> dict[str, Variant]:
     found["SASRec (id)"] = Variant(
         "id", "next_item", "content", positions=True, hidden=64, num_negatives=SAMPLED_NEGATIVES
     )
+    found["minilm, next item"] = Variant("minilm", "next_item", num_negatives=SAMPLED_NEGATIVES)
     # does (a) lean on the targets before the one it is asked for?
     for letter, tower in (("a", "sequence"), ("b", "single")):
         found[f"minilm, tower ({letter}), two targets"] = Variant("minilm", "dense", tower, max_targets=2)
