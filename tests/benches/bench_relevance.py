@@ -10,6 +10,7 @@ Rows
     unseen      the test pairs whose product occurs with no training or validation query
     relevant    a grade of 2.33 or more; grades are means of about three raters, 1 to 3
     tiers       head, torso, tail of test queries by their rarest word (`embedders.query_tiers`)
+    any order   one score for all: what the metrics give for knowing nothing
     BM25        Lucene's variant, k1 1.5, b 0.75, over the titles of all products; words are runs of letters and digits
                 less a final s. "share": divided by what a title with every word of the query could reach at most, which
                 makes scores of a long and of a short query alike
@@ -168,6 +169,7 @@ def zero_shot(pairs: Pairs, rows: NDArray[np.int64], model: str = "minilm") -> N
 
 
 UNTRAINED: dict[str, Callable[[Pairs, NDArray[np.int64]], NDArray[np.float64]]] = {
+    "any order": lambda pairs, rows: np.zeros(len(rows)),
     "word overlap": word_overlap,
     "BM25": lambda pairs, rows: bm25(pairs, rows, share=False),
     "BM25, share": lambda pairs, rows: bm25(pairs, rows, share=True),
@@ -429,6 +431,8 @@ def table(arguments: argparse.Namespace) -> None:
     gains: dict[str, dict[str, NDArray[np.float64]]] = {}
     for part, whole_N in parts.items():
         mask_N = whole_N & asked_N
+        if not mask_N.any():
+            continue
         judged = judgements(pairs, mask_N)
         inside = mask_N[pairs.test_N]
         scored = [name for name in names if np.isfinite([scores[inside] for scores in runs[name]]).all()]
