@@ -59,12 +59,12 @@ class MkdModel:
     @property
     def kappa(self) -> float:
         """Of s = kappa cos + b."""
-        return float(self._bi_encoder("kappa").log_kappa.exp())
+        return float(self._bi_encoder("kappa").log_kappa.detach().exp())
 
     @property
     def bias(self) -> float:
         """b of s = kappa cos + b."""
-        return float(self._bi_encoder("bias").bias)
+        return float(self._bi_encoder("bias").bias.detach())
 
     def score(self, pairs: Sequence[tuple[str, str]], *, on_progress: Progress | None = None) -> NDArray[np.float32]:
         """Relevance of each (query, item) in [0, 1]: the expected label, for two labels the probability of good. [N]"""
@@ -191,7 +191,7 @@ class MkdModel:
         told: dict[str, Any] = {"format": FORMAT, "kind": self.kind, "max_tokens": self.student.reader.max_tokens}
         if isinstance(self.student, InteractionStudent):
             return told | {"num_labels": self.student.label_head.out_features, "pooling": self.student.pooling}
-        return told | {"log_kappa": float(self.student.log_kappa), "bias": float(self.student.bias)}
+        return told | {"log_kappa": self.student.log_kappa.item(), "bias": self.student.bias.item()}
 
     def _logits(self, pairs: Sequence[tuple[str, str]], on_progress: Progress | None) -> NDArray[np.float32]:
         if not isinstance(self.student, InteractionStudent):

@@ -173,20 +173,6 @@ def save_encoder(encoder: nn.Module, reader: TextReader, folder: Path) -> None:
     reader.tokenizer.save_pretrained(folder)
 
 
-def spans_of(text: str, phrases: Sequence[str]) -> tuple[Span, ...]:
-    """Where phrases stand in a text, upper and lower case alike; a phrase that is not there has no place."""
-    lowered = text.lower()
-    if len(lowered) != len(text):  # a few letters change length when lowered, and places would shift
-        lowered = text
-    found = []
-    for phrase in phrases:
-        at = lowered.find(phrase.lower()) if phrase else -1
-        while at >= 0:
-            found.append((at, at + len(phrase)))
-            at = lowered.find(phrase.lower(), at + 1)
-    return tuple(found)
-
-
 def padded_to_longest(rows: Sequence[NDArray[Any]], padding: int | bool) -> Tensor:
     """Stack arrays of several lengths, padded on the right. [N, L]"""
     padded_NL = np.full((len(rows), max(len(row) for row in rows)), padding, rows[0].dtype)
