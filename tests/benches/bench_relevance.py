@@ -5,34 +5,36 @@
     python tests/benches/bench_relevance.py table RUNS --baseline "MiniLM, zero-shot" --metric spearman
     make bench                                  (a small run of it, to see that it works)
 
-Rows
+Protocol
     queries     70 % train, 10 % validation, 20 % test, by a hash of the query (`embedders.query_split`)
     unseen      the test pairs whose product occurs with no training or validation query
     relevant    a grade of 2.33 or more; grades are means of about three raters, 1 to 3
     tiers       head, torso, tail of test queries by their rarest word (`embedders.query_tiers`)
+    training    queries drawn by the seed until there are --train-pairs; a smaller draw is part of a larger one.
+                At most 4 epochs, the best by ROC-AUC of 2,000 validation pairs
+
+Rows
     any order   one score for all: what the metrics give for knowing nothing
+    overlap     share of the query's distinct words that the title has
     BM25        Lucene's variant, k1 1.5, b 0.75, over the titles of all products; words are runs of letters and digits
                 less a final s. "share": divided by what a title with every word of the query could reach at most, which
                 makes scores of a long and of a short query alike
-    overlap     share of the query's distinct words that the title has
+    zero-shot   cosine of the frozen encoder's vectors
     labels      a student (cross-encoder or bi-encoder on MiniLM) that learns relevant or not, nothing else
-    grades      the same on the mean grade, (grade - 1) / 2 as the probability of good: more than two labels tell
+    grades      the same on the mean grade, (grade - 1) / 2 as the probability of good: it tells more than two labels
     rules       labels, and the steps that `embedders.built_chains` reads off query and title; brands are learnt from
                 training titles. The rules are not told the label
-    told rules  the same, and told: the category step then says what the label says, in all but 1 % of the pairs
+    told rules  the same, and told: the category step then says what the label says, in 99 % of the pairs
     score       labels, and the probabilities of a teacher
     reasoning   labels, and the probabilities and the chains of a teacher
     teacher     what the teacher itself says of the test pairs that it was asked
 
-A teacher's answers are a parquet file: query, title, p_good (null: no answer could be read), chain (the line of
-`Reasoning.line`, or null). What it says of validation and test pairs trains nobody. Its pairs of training queries that
-are not among the labelled ones are the unlabelled pool, without the products of the unseen split; `--unlabelled 10`
-takes up to ten times as many of them as there are labelled pairs.
+A teacher's answers are a parquet file (bench_relevance_teacher.py writes it): query, title, p_good (null: no answer
+could be read), chain (the line of `Reasoning.line`, or null). What it says of validation and test pairs trains nobody.
+Its pairs of training queries that are not among the labelled ones are the unlabelled pool, without the products of the
+unseen split; `--unlabelled 10` takes up to ten times as many of them as there are labelled pairs.
 
-Protocol
-    training    queries drawn by the seed until there are --train-pairs; a smaller draw is part of a larger one.
-                At most 4 epochs, the best by ROC-AUC of 2,000 validation pairs
- is one file in RUNS, with the scores of validation and test pairs, and is not run again.
+Each (variant, seed) is one file in RUNS, with the scores of validation and test pairs, and is not run again.
 Intervals draw queries (`embedders.query_bootstrap`); those of differences are paired.
 """
 
