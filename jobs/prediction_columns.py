@@ -75,7 +75,8 @@ class WholeFile:
         """
         self.num_rows += rows.height
         self._num_clicks += int(rows["clicked"].sum())
-        self._items.append(np.unique(rows["item_id"].hash().to_numpy()))
+        hashes = np.sort(rows["item_id"].hash().to_numpy())  # several times as fast as np.unique
+        self._items.append(hashes[np.append(True, hashes[1:] != hashes[:-1])])
         self.start = min(self.start, rows["event_timestamp"].min())  # type: ignore[type-var, assignment]
         self.end = max(self.end, rows["event_timestamp"].max())  # type: ignore[type-var, assignment]
         for name in rows.columns:
