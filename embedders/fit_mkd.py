@@ -148,6 +148,8 @@ def fit_mkd(
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * rate
                 parts = step.losses(rows_B, half)
+                if not parts:
+                    raise ValueError("fit_mkd: every loss is switched off, or has nothing to learn from: see weights")
                 torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM_LIMIT)
                 optimizer.step()

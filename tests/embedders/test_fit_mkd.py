@@ -211,6 +211,9 @@ def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
         fit_mkd(RepresentationStudent.pretrained(str(folder)), pairs(), signal(), QUICK)
     with pytest.raises(ValueError, match="no reasoning heads"):
         fit_mkd(make("interaction", folder).for_serving(), pairs(), signal(), QUICK)
+    off = replace(QUICK, weights=LossWeights(hard=0, alpha=0, alpha_list=0, beta=0, gamma=0))
+    with pytest.raises(ValueError, match="every loss is switched off"):
+        fit_mkd(make("interaction", folder), pairs(), signal(), off)
     with pytest.raises(ValueError, match="weights are 0 or more"):
         LossWeights(beta=-1.0)
     with pytest.raises(ValueError, match="tau = 0"):
