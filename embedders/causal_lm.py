@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
 
 from embedders.backbone import _quiet as quiet
 from embedders.model_files import find_model_files
@@ -110,8 +110,10 @@ def load_causal_lm(
     source = {"local_files_only": True, **({"gguf_file": files.gguf_file} if files.gguf_file else {})}
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+        # blocks of a GGUF file are unpacked: packed ones can neither be trained nor saved
+        unpacked = {"quantization_config": GgufConfig(dequantize=True)} if files.gguf_file else {}
         model, report = AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=getattr(torch, dtype), output_loading_info=True, **source
+            files.folder, dtype=getattr(torch, dtype), output_loading_info=True, **source, **unpacked
         )
     if absent := sorted(report["missing_keys"]):
         raise ValueError(

@@ -124,15 +124,17 @@ def fit_teacher(
     held_out = token_rows(form, validation, settings.answers)
     if not rows:
         raise ValueError("fit_teacher: there are no examples to train on")
-    _check_lengths(lm, [*rows, *held_out])
+    instruction = form.instruction(label_only=settings.answers == "label_only")
+    _check_lengths(lm, len(instruction), [*rows, *held_out])
     torch.manual_seed(settings.seed)  # of the adapters' first weights and of dropout
     model = lm.model if settings.low_rank is None else with_low_rank(lm.model, settings.low_rank)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    measure = AnswerLoss(model, instruction)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(
         trained.values(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
     )
-    step, prepared = accelerator.prepare(AnswerLoss(model), optimizer)
+    step, prepared = accelerator.prepare(measure, optimizer)
     state = _State() if watch.resume_from is None else _resume(watch.resume_from, trained, optimizer)
     num_batches = math.ceil(len(rows) / (settings.batch_size * accelerator.num_processes))
     num_steps = settings.epochs * num_batches
@@ -167,7 +169,7 @@ def fit_teacher(
         if validate is not None:
             score = validate(replace(lm, model=model))
         elif held_out:
-            score = -answer_loss(model, held_out, settings.pairs_at_once, accelerator.device)
+            score = -answer_loss(measure, held_out, settings.pairs_at_once, accelerator.device)
         if score is None or score > state.best_score:
             state.best_score, state.best_epoch = -float("inf") if score is None else score, state.epoch
             state.best_weights = _copied(trained)
@@ -196,9 +198,9 @@ def _batches(
         yield [rows[number] for number in of_all[process::num_processes]] or [rows[of_all[0]]]
 
 
-def _check_lengths(lm: CausalLM, rows: Sequence[TokenRow]) -> None:
+def _check_lengths(lm: CausalLM, num_instruction: int, rows: Sequence[TokenRow]) -> None:
     most = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(row.prompt) + len(row.answer) for row in rows)
+    longest = num_instruction + max(len(row.question) + len(row.answer) for row in rows)
     if most is not None and longest > most:
         raise ValueError(
             f"fit_teacher: an example has {longest} tokens, {lm.model_id} reads at most {most}. Shorten the titles or "

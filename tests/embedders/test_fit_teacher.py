@@ -93,21 +93,25 @@ def test_only_the_tokens_of_answers_carry_loss(make_lm: Callable[..., CausalLM])
     examples = [twenty()[0], TeacherExample(QueryItem("table", "A very much longer title of a table"), twenty()[1][1])]
     rows = token_rows(form, examples)
     ids_BS, mask_BS, target_BA = answer_batch(rows, ON)
-    for row, (prompt_ids, answer_ids) in enumerate(rows):
-        assert lm.text(prompt_ids) == prompt(examples[row].pair)
+    opening = form.instruction()
+    for row, (question_ids, answer_ids) in enumerate(rows):
+        assert lm.text([*opening, *question_ids]) == prompt(examples[row].pair)
         assert lm.text(answer_ids[:-1]) == examples[row].reasoning.line()
         assert answer_ids[-1:] == lm.end
-        assert ids_BS[row][mask_BS[row].bool()].tolist() == prompt_ids + answer_ids
+        assert ids_BS[row][mask_BS[row].bool()].tolist() == question_ids + answer_ids
         assert target_BA[row][target_BA[row] != IGNORED].tolist() == answer_ids
-    with torch.inference_mode():
-        loss = AnswerLoss(lm.model)(ids_BS, mask_BS, target_BA)
-    by_hand = 0.0
-    for prompt_ids, answer_ids in rows:  # each alone, without padding, one token after the other
-        with torch.inference_mode():
-            logits_SV = lm.model(torch.tensor([prompt_ids + answer_ids])).logits[0]
+    loss = AnswerLoss(lm.model, opening)(ids_BS, mask_BS, target_BA)
+    gradients = torch.autograd.grad(loss, list(lm.model.parameters()))
+    by_hand = torch.zeros(())
+    for question_ids, answer_ids in rows:  # each read whole, alone, without padding
+        start = len(opening) + len(question_ids)
+        logits_SV = lm.model(torch.tensor([[*opening, *question_ids, *answer_ids]])).logits[0]
         logs_SV = torch.log_softmax(logits_SV, dim=1)
-        by_hand -= sum(float(logs_SV[len(prompt_ids) + at - 1, token]) for at, token in enumerate(answer_ids))
-    assert float(loss) == pytest.approx(by_hand, rel=1e-5)
+        for at, token in enumerate(answer_ids):
+            by_hand = by_hand - logs_SV[start + at - 1, token]
+    torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-4)
+    for gradient, other in zip(gradients, torch.autograd.grad(by_hand, list(lm.model.parameters())), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=2e-3)
 
 
 def test_the_label_cannot_be_seen_from_where_it_is_predicted(make_lm: Callable[..., CausalLM]):
