@@ -282,7 +282,15 @@ def settings_for(kind: Kind, source: Source, seed: int, arguments: argparse.Name
         gamma=settings.weights.gamma if reasons else 0.0,
         tau=1.0 if source == "grades" else settings.weights.tau,
     )
-    return replace(settings, weights=weights, epochs=arguments.epochs, precision=arguments.precision, seed=seed)
+    rate = arguments.learning_rate or settings.learning_rate
+    return replace(
+        settings,
+        weights=weights,
+        learning_rate=rate,
+        epochs=arguments.epochs,
+        precision=arguments.precision,
+        seed=seed,
+    )
 
 
 def student_of(kind: Kind, num_classes: tuple[int, ...], seed: int) -> Student:
@@ -320,12 +328,13 @@ def train(
 
     validation = np.random.default_rng(0).permutation(np.flatnonzero(pairs.validation_N))[:VALIDATION_PAIRS]
     judged = judgements(pairs, validation)
+    settings = settings_for(kind, source, seed, arguments)
     started = time.perf_counter()
     curve = fit_mkd(
         student,
         texts,
         signal,
-        settings_for(kind, source, seed, arguments),
+        settings,
         validate=lambda: ranking_metrics(score(validation), judged).roc_auc,
         watch=Watch(on_epoch=lambda row: print(f"    {row}", flush=True)),
     )
@@ -335,6 +344,8 @@ def train(
         "train_seconds": time.perf_counter() - started,
         "best_epoch": next(row.epoch for row in curve if row.is_best),
         "validation_roc_auc": [row.validation_metric for row in curve],
+        "epochs": arguments.epochs,
+        "learning_rate": settings.learning_rate,
         "precision": arguments.precision,
     }
 
@@ -493,7 +504,7 @@ def test_a_small_run(tmp_path: Path) -> None:
         chain=pl.lit(None, pl.String),
     )
     answers.write_parquet(tmp_path / "grades.parquet")
-    arguments = argparse.Namespace(epochs=1, precision="auto")
+    arguments = argparse.Namespace(epochs=1, precision="auto", learning_rate=None)
     labelled = labelled_rows(pairs, 200, seed=0)
     teacher = Teacher(tmp_path / "grades.parquet")
     pool = teacher.pool(pairs, labelled, 100, seed=0)
@@ -517,6 +528,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--teacher", type=Path, help="a file of answers; its stem names the rows")
     runs.add_argument("--unlabelled", type=float, default=0.0, help="pairs of the teacher's pool for each labelled one")
     runs.add_argument("--epochs", type=int, default=4)
+    runs.add_argument("--learning-rate", type=float, help="default: each kind's own")
     runs.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     runs.set_defaults(do=run)
     tables = commands.add_parser("table")
