@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 pytest -m bench -s tests/benches/bench_inference.py
 
 Two rankers see the true log-odds of the same impressions, each through noise of its own. 2,000 users with 20
-impressions, three in ten clicked; tiers of users and items in thirds, so a table has seven cells. Every run is a new log.
+impressions, three in ten clicked; tiers of users and items in thirds, so a table has seven cells. Every run is a new
+log.
 """
 
 import os
