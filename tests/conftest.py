@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
 import datetime as dt
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """The command line sets levels and handlers for its process; a test that calls it in ours must not."""
+    loggers = [logging.getLogger(name) for name in (None, "jobs", "ranker", "embedders")]
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
