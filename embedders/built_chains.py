@@ -23,10 +23,13 @@ from embedders.title_facts import Read, TitleReader, squashed
 GOOD_FROM_GRADE = 2.33
 """Home Depot's mean grades of 1 to 3: two of three raters or more say that it is relevant."""
 
+ROUNDING = 1e-5
+"""A grade of 2.33 that was kept in float32 is 2.3299999."""
+
 
 def label_of_grade(grade: float, good_from: float = GOOD_FROM_GRADE) -> Label:
     """A human grade as one of the two labels."""
-    return "good" if grade >= good_from else "bad"
+    return "good" if grade >= good_from - ROUNDING else "bad"
 
 
 def built_chain(pair: QueryItem, label: Label | None = None, *, reader: TitleReader | None = None) -> Reasoning:

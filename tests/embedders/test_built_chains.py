@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedders.built_chains import built_chain, flipped, label_of_grade, stated
@@ -113,6 +114,7 @@ def test_plural_endings_are_taken_off():
 
 def test_two_raters_of_three_make_it_good():
     assert [label_of_grade(grade) for grade in (1.0, 2.0, 2.33, 3.0)] == ["bad", "bad", "good", "good"]
+    assert label_of_grade(float(np.float32(2.33))) == "good"  # 2.3299999
 
 
 @pytest.mark.realdata
