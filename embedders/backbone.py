@@ -112,7 +112,7 @@ class LocalBackbone:
         device: torch.device,
     ) -> None:
         self.files, self.device, self.dtype, self.pooling = files, device, dtype, pooling
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(files.folder, **self._source())
         text_config = config.get_text_config()
         self.dimension: int = text_config.hidden_size
@@ -185,7 +185,7 @@ class LocalBackbone:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(self.files.folder, **self._source())
         tokenizer.truncation_side = "right"
         return tokenizer
@@ -197,7 +197,7 @@ class LocalBackbone:
 
     @cached_property
     def _model(self) -> Any:
-        with _quiet():
+        with quiet():
             model, report = AutoModel.from_pretrained(
                 self.files.folder,
                 dtype=getattr(torch, self.dtype),
@@ -252,7 +252,7 @@ class LocalBackbone:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's progress bars and loading tables off the terminal; errors are raised all the same."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

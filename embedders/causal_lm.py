@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
 
-from embedders.backbone import _quiet as quiet
+from embedders.backbone import quiet
 from embedders.model_files import find_model_files
 
 

@@ -156,7 +156,7 @@ def fit_learn(
         step.train()
         loss_sum, num_batches = torch.zeros((), device=device), 0
         for batch in passes.batches(state.epoch, accelerator.process_index, accelerator.num_processes):
-            rate = _rate(state.epoch * passes.num_batches + num_batches, num_steps, settings.warmup)
+            rate = share_of_peak_rate(state.epoch * passes.num_batches + num_batches, num_steps, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate
             loss = step(*_tensors(batch, device))
@@ -280,7 +280,7 @@ def _tensors(batch: CutBatch, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch.history_BL).to(device), torch.from_numpy(batch.target_BT).to(device)
 
 
-def _rate(step: int, num_steps: int, warmup: float) -> float:
+def share_of_peak_rate(step: int, num_steps: int, warmup: float) -> float:
     """Share of the peak learning rate: linear warm-up, then a cosine down to LEAST_RATE."""
     warm = max(1, round(warmup * num_steps))
     if step < warm:

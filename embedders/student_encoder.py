@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedders.backbone import _quiet as quiet
+from embedders.backbone import quiet
 from embedders.mkd_losses import UNKNOWN
 from embedders.model_files import find_model_files
 
