@@ -156,8 +156,13 @@ def _segments_sentence(rows: Sequence[dict[str, Any]]) -> list[str]:
     counts = []
     for said, _, lead in FOUND:
         if several := [row for row in counted if row["verdict"] == said]:
-            names = [f"{segment_name(row['segment_kind'], row['segment'])} {signed(row['gain'])}" for row in several]
-            counts.append(f"{lead} {len(several)}" + (f" ({', '.join(names)})" if said == "worse" else ""))
+            # a segment in which nobody has both classes has no gain, and is never worse
+            names = [
+                f"{segment_name(row['segment_kind'], row['segment'])} {signed(row['gain'])}"
+                for row in several
+                if said == "worse"
+            ]
+            counts.append(f"{lead} {len(several)}" + (f" ({', '.join(names)})" if names else ""))
     if counts:
         parts.append(f"of {len(counted)} {'further ' if named else ''}segments, {_list(counts)}")
     return [f"By segment, {'; '.join(parts)}."]

@@ -280,3 +280,22 @@ def test_json_without_a_baseline_compares_nothing() -> None:
     content = report_json(report(baseline=None), "content")
     assert content["comparison"] is None
     assert content["baseline"] is None
+
+
+def test_a_segment_where_nobody_has_both_classes_is_counted_and_shown_without_a_value() -> None:
+    frame = world().with_columns(
+        shelf=pl.when(pl.col("impression_id") == "i0")
+        .then(pl.lit("one impression"))
+        .otherwise(pl.concat_str(pl.lit("shelf "), pl.int_range(pl.len()) % 12))
+    )
+    runs = [Run("base", 0, scored(frame, 3.0, 1)), Run("content", 0, scored(frame, 0.3, 2))]
+    judged = line_up(runs, segment_kinds=["user_segment", "item_segment", "shelf"])
+    metrics = compare(judged, baseline="base", num_draws=100)
+    empty = metrics.filter(segment="one impression", metric="uauc", label="clicked", ranker="content").row(
+        0, named=True
+    )
+    assert (empty["gain"], empty["verdict"], empty["num_users"]) == (None, "cannot tell", 0)
+    assert re.search(r"of 13 further segments, .*too little to tell in \d+", " ".join(verdict(metrics, "content")))
+    data = report(metrics=metrics)
+    assert "one impression" in render(data)
+    assert report_json(data, "content")["verdict"] == verdict(metrics, "content")
