@@ -39,7 +39,9 @@ def reconciliation_json(found: Mapping[str, Mapping[str, Reconciliation]]) -> di
 
 
 def definitions_table(rankers: Mapping[str, Reconciliation], label: str = "clicked") -> RenderableType:
-    """Every definition with its value for each ranker, who uses it, and the warning about ties. Fits 100 columns.
+    """Every definition with its value for each ranker, who uses it, and the warning about ties.
+
+    Fits 80 columns with two rankers.
 
     Args:
         rankers: by name, what `other_definitions` gives; at least one.
@@ -55,10 +57,9 @@ def definitions_table(rankers: Mapping[str, Reconciliation], label: str = "click
     )
     table.add_column("definition", no_wrap=True)
     for ranker in rankers:
-        table.add_column(ranker, justify="right", overflow="fold", max_width=11)
-    table.add_column("weight", no_wrap=True)
+        table.add_column(ranker, justify="right", overflow="fold", min_width=6, max_width=11)
     table.add_column("ties", no_wrap=True)
-    table.add_column("one class", no_wrap=True)
+    table.add_column("1 class", no_wrap=True)
     table.add_column("users\nout", justify="right", no_wrap=True)
     table.add_column("impr.\nout", justify="right", no_wrap=True)
     table.add_column("pos.\nout", justify="right", no_wrap=True)
@@ -68,12 +69,11 @@ def definitions_table(rankers: Mapping[str, Reconciliation], label: str = "click
         table.add_row(
             one.name,
             *("–" if value is None else f"{value:.4f}" for value in values),
-            one.weight,
-            one.ties,
+            one.ties.removeprefix("file "),
             one.one_class_users,
-            f"{one.num_users_left_out / max(one.num_users + one.num_users_left_out, 1):.1%}",
-            f"{one.share_impressions_left_out:.1%}",
-            f"{one.share_positives_left_out:.1%}",
+            f"{one.num_users_left_out / max(one.num_users + one.num_users_left_out, 1):.0%}",
+            f"{one.share_impressions_left_out:.0%}",
+            f"{one.share_positives_left_out:.0%}",
             style="bold" if one.name in OURS else "",
         )
     return Group(table, *_users_of_each(first), *_warnings(rankers))

@@ -48,12 +48,12 @@ def test_ours_among_them_are_the_judged_values_of_the_first_seed(judged: JudgedR
         assert one.share_impressions_left_out == pytest.approx(row["num_impressions_skipped"] / row["num_impressions"])
 
 
-def test_the_table_fits_100_columns_and_warns_of_ties(judged: JudgedRuns) -> None:
+def test_the_table_fits_80_columns_and_warns_of_ties(judged: JudgedRuns) -> None:
     found = reconcile(judged)
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=80)
     console.print(definitions_table(found["clicked"]))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, printed.splitlines())) <= 100
+    assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed
     for one in found["clicked"]["base"].values:
         assert one.name in printed
