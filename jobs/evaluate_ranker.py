@@ -8,7 +8,7 @@ writes  segment_metrics                 one row per (ranker, label, segment, met
         calibration_metrics             one row per (ranker, label, segment, method)
         reports/report.html, report.json, and a parquet file of each table behind it
 
-What `tailrank ablate` has found of rankers that are judged here is shown, too.
+What `tailrank ablate` has found of the predictions judged here is shown, too.
 """
 
 import difflib
