@@ -91,6 +91,7 @@ def fit(arguments: argparse.Namespace) -> None:
             low_rank=arguments.low_rank,
             epochs=arguments.epochs,
             learning_rate=arguments.learning_rate,
+            precision=arguments.precision,
             seed=arguments.seed,
         ),
         validate=validate,
@@ -111,7 +112,7 @@ def ask(arguments: argparse.Namespace) -> None:
         done, left_on=["search_term", "product_title"], right_on=["query", "title"], how="anti", maintain_order="left"
     )
     print(f"{len(wanted):,} pairs wanted, {len(left):,} to ask", flush=True)
-    teacher = load_teacher(arguments.model)
+    teacher = load_teacher(arguments.model, dtype=arguments.dtype)
     for start in range(0, len(left), AT_ONCE):
         items = items_of(left[start : start + AT_ONCE])
         started = time.perf_counter()
@@ -158,12 +159,14 @@ def main(words: Sequence[str] | None = None) -> None:
     fits.add_argument("--epochs", type=int, default=3)
     fits.add_argument("--low-rank", type=int)
     fits.add_argument("--learning-rate", type=float, default=2e-5)
+    fits.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     fits.set_defaults(do=fit)
     asks = commands.add_parser("ask")
     asks.add_argument("--decoding", choices=["free", "constrained", "scored", "label_only"], default="scored")
     asks.add_argument("--chains", type=int, default=5)
     for side, default in (("test", 2000), ("validation", 0), ("train", 0)):
         asks.add_argument(f"--{side}-pairs", type=int, default=default)
+    asks.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     asks.set_defaults(do=ask)
     for one in (fits, asks):
         one.add_argument("model", help="a packaged language model, or the folder of a teacher")

@@ -177,6 +177,14 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(
     assert resumed_curve == curve
 
 
+def test_bfloat16_learns_nearly_the_same(make_lm: Callable[..., CausalLM]):
+    full, (*_, whole_row) = fitted(make_lm)
+    half, (*_, half_row) = fitted(make_lm, precision="bfloat16")
+    assert not same(full, half)
+    assert half_row.train_loss == pytest.approx(whole_row.train_loss, rel=0.05)
+    assert next(half.model.parameters()).dtype == torch.float32
+
+
 def test_it_stops_when_validation_no_longer_gains_and_keeps_the_best_weights(make_lm: Callable[..., CausalLM]):
     scores, seen = iter([0.1, 0.3, 0.2, 0.9]), []
 
