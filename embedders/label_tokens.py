@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from embedders.relevance_prompts import LABELS, Label, Reasoning, parse, parse_label_only
 
+ATTEMPTS = 3
+"""Answers drawn for one chain before it is given up."""
+
 _LABEL_VALUE = re.compile(r'"label"\s*:\s*"(?P<value>[^"]*)"\s*\}\s*$')
 
 
@@ -57,16 +60,18 @@ class TeacherAnswer:
     """What a teacher says of one pair.
 
     Attributes:
-        score: 0 to 1, higher is more relevant; None where no answer could be read: nothing is guessed.
-        probabilities: of the labels from worst to best, a mean over chains; None as above.
-        label: what most chains say; None as above.
-        reasoning: the steps on which most chains of that label agree, by the first such chain; None as above, or where
-            only the label was asked for.
-        agreement: share (by weight) of the readable chains that say `label`; None as above.
+        score: 0 to 1, higher is more relevant; None where no answer could be read (nothing is guessed), and of rules,
+            which know no certainty.
+        probabilities: of the labels from worst to best, a mean over chains; None where there is no score.
+        label: what most chains say; None where no answer could be read.
+        reasoning: the steps on which most chains of that label agree, by the first such chain; None where no answer
+            could be read, or where only the label was asked for.
+        agreement: share (by weight) of the readable chains that say `label`; None where no answer could be read.
         num_chains: chains asked for.
         num_parsed: chains that could be read.
         num_attempts: answers drawn for them, repeats of unreadable ones included.
-        num_tokens: read and written for this pair; what many pairs share is not counted.
+        num_tokens: read and written for this pair. What many pairs share is not counted, but an endpoint counts all
+            that it reads.
         problems: why answers could not be read.
     """
 
@@ -83,8 +88,8 @@ class TeacherAnswer:
 
     @property
     def failed(self) -> bool:
-        """No chain could be read."""
-        return self.score is None
+        """No chain could be read, so there is no label."""
+        return self.label is None
 
 
 def expected_score(probabilities_K: NDArray[np.float64]) -> float:

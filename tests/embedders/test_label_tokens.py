@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from embedders.label_tokens import (
     Chain,
+    TeacherAnswer,
     expected_score,
     joined_answer,
     label_of_token,
@@ -138,3 +139,8 @@ def test_without_a_chain_nothing_is_guessed():
     assert answer.failed
     assert answer.score is answer.label is answer.agreement is answer.reasoning is answer.probabilities is None
     assert math.isnan(parse_rate([]))
+
+
+def test_a_label_without_a_score_is_an_answer():
+    reasoning = chain("bad", 0.0).reasoning
+    assert not TeacherAnswer(None, None, "bad", reasoning, 1.0, 1, 1, 1, 0).failed
