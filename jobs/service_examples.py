@@ -108,9 +108,9 @@ def _say_which_vectors_are_known(service: str, splits: Mapping[str, EncodedExamp
     for pair in splits["train"].layout.vectors:
         known = {
             column: {split: each.vectors[column].rows_N >= 0 for split, each in splits.items()}
-            for column in (pair.user, pair.item)
+            for column in (pair.context, pair.item)
         }
-        shares = [f"{(known[pair.user][split] & known[pair.item][split]).mean():.0%} of {split}" for split in splits]
+        shares = [f"{(known[pair.context][split] & known[pair.item][split]).mean():.0%} of {split}" for split in splits]
         logger.info("train_ranker: %s: both %s vectors are known in %s", service, pair.name, ", ".join(shares))
         if unseen := [column for column, of_split in known.items() if not of_split["train"].any()]:
             logger.warning(

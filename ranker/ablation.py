@@ -54,13 +54,13 @@ class EncodedColumns:
             ids=tuple(column for column, name in enumerate(layout.ids) if name in features),
             scalars=tuple(column for column, name in enumerate(layout.scalars) if name in features),
             history=layout.history is not None and layout.history in features,
-            pairs=tuple(pair for pair in layout.vectors if pair.user in features or pair.item in features),
+            pairs=tuple(pair for pair in layout.vectors if pair.context in features or pair.item in features),
         )
 
     @property
     def vectors(self) -> list[str]:
         """Names of the vector columns."""
-        return [column for pair in self.pairs for column in (pair.user, pair.item)]
+        return [column for pair in self.pairs for column in (pair.context, pair.item)]
 
 
 def shuffle_within_users(user_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -3,7 +3,8 @@
     LEARN: Knowledge Adaptation from Large Language Model to Recommendation, arXiv:2405.03988 (the LEARN-Adaptor)
 
 Two linear layers merge the user's and the item's vector into a fusion vector; an MLP on top of it is trained on
-conversions; the ranker reads concat(fusion, user vector, item vector, everything else).
+conversions; the ranker reads concat(fusion, user vector, item vector, everything else). A query's vector may stand in
+the user's place (relevance): either is the context that the item is shown in, and u below.
 
 What we keep: that structure, and the vectors as frozen inputs.
 What differs, or is our proposal because the paper does not say [NF->P]:
@@ -49,11 +50,11 @@ class AuxiliaryNetwork(nn.Module):
     """Fusion of one pair of vectors.
 
     Args:
-        vector_dim: V, of the user's and the item's vectors alike.
+        vector_dim: V, of the context's and the item's vectors alike.
         projected_dim: P, where V is above 64; below, P = V.
         detach: stop the ranker's gradient at the fusion vector.
-        modality_dropout: share of training rows whose user vector (and, independently, item vector) is hidden.
-        user_seen: whether any training row has a user vector.
+        modality_dropout: share of training rows whose context vector (and, independently, item vector) is hidden.
+        context_seen: whether any training row has a context vector.
         item_seen: whether any training row has an item vector.
     """
 
@@ -66,14 +67,14 @@ class AuxiliaryNetwork(nn.Module):
         projected_dim: int = 32,
         detach: bool = True,
         modality_dropout: float = 0.1,
-        user_seen: bool = True,
+        context_seen: bool = True,
         item_seen: bool = True,
     ) -> None:
         super().__init__()
         self.detach = detach
         self.modality_dropout = modality_dropout
-        self.register_buffer("seen_2", torch.tensor([user_seen, item_seen]))
-        self.missing_user_V = nn.Parameter(torch.zeros(vector_dim))
+        self.register_buffer("seen_2", torch.tensor([context_seen, item_seen]))
+        self.missing_context_V = nn.Parameter(torch.zeros(vector_dim))
         self.missing_item_V = nn.Parameter(torch.zeros(vector_dim))
         self.fusion = nn.Sequential(
             nn.Linear(3 * vector_dim + 2, FIRST_WIDTH), nn.ReLU(), nn.Linear(FIRST_WIDTH, FUSION_WIDTH), nn.ReLU()
@@ -89,21 +90,21 @@ class AuxiliaryNetwork(nn.Module):
 
     def forward(self, pair: PairVectors) -> AuxiliaryOutput:
         """Features for the ranker `[B, E]`, the auxiliary logit `[B]` and where it means something `[B]`."""
-        user_known_B, item_known_B = pair.user_known_B & self.seen_2[0], pair.item_known_B & self.seen_2[1]
-        known_B = user_known_B | item_known_B
-        user_known_B, item_known_B = self._hide_some(user_known_B), self._hide_some(item_known_B)
-        user_BV = torch.where(user_known_B.unsqueeze(1), pair.user_BV, self.missing_user_V)
+        context_known_B, item_known_B = pair.context_known_B & self.seen_2[0], pair.item_known_B & self.seen_2[1]
+        known_B = context_known_B | item_known_B
+        context_known_B, item_known_B = self._hide_some(context_known_B), self._hide_some(item_known_B)
+        context_BV = torch.where(context_known_B.unsqueeze(1), pair.context_BV, self.missing_context_V)
         item_BV = torch.where(item_known_B.unsqueeze(1), pair.item_BV, self.missing_item_V)
-        known_B2 = torch.stack([user_known_B, item_known_B], dim=1).to(user_BV.dtype)
-        fusion_BH = self.fusion(torch.cat([user_BV, item_BV, user_BV * item_BV, known_B2], dim=1))
+        known_B2 = torch.stack([context_known_B, item_known_B], dim=1).to(context_BV.dtype)
+        fusion_BH = self.fusion(torch.cat([context_BV, item_BV, context_BV * item_BV, known_B2], dim=1))
         logit_B = self.head(fusion_BH).squeeze(1)
         # the vectors carry no gradient, but their learnt stand-ins do, and they too belong to the auxiliary loss
-        user_seen_BV, item_seen_BV, fusion_seen_BH = user_BV, item_BV, fusion_BH
+        context_seen_BV, item_seen_BV, fusion_seen_BH = context_BV, item_BV, fusion_BH
         if self.detach:
-            user_seen_BV, item_seen_BV, fusion_seen_BH = user_BV.detach(), item_BV.detach(), fusion_BH.detach()
+            context_seen_BV, item_seen_BV, fusion_seen_BH = context_BV.detach(), item_BV.detach(), fusion_BH.detach()
         both_B1 = known_B2.prod(dim=1, keepdim=True)
-        cosine_B1 = functional.cosine_similarity(user_seen_BV, item_seen_BV, dim=1).unsqueeze(1) * both_B1
-        read = [self._as_read(user_seen_BV), self._as_read(item_seen_BV)]
+        cosine_B1 = functional.cosine_similarity(context_seen_BV, item_seen_BV, dim=1).unsqueeze(1) * both_B1
+        read = [self._as_read(context_seen_BV), self._as_read(item_seen_BV)]
         return AuxiliaryOutput(torch.cat([fusion_seen_BH, *read, cosine_B1, known_B2], dim=1), logit_B, known_B)
 
     def _hide_some(self, known_B: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 GPU image. Vectors stay where they are (a memory-mapped matrix on disk): an example holds a row number of 4 bytes,
 and a minibatch gathers only the rows it needs.
 
-Vectors come in pairs: a user's and an item's, of one embedding space, so that their product means something.
+Vectors come in pairs: the item's, and one of the context that it is shown in (the user or the query). Both are of one
+embedding space, so that their product means something.
 
     N examples   B batch   F id columns   S scalars   L history length   V vector width   M rows of a vector matrix
     I rows of the item vocabulary   K item attributes
@@ -34,12 +35,12 @@ UNKNOWN_LABEL = -1
 
 @dataclass(frozen=True)
 class VectorPair:
-    """The columns of a user vector and an item vector that may be multiplied: both are of one embedding space."""
+    """The columns of a context vector and an item vector that may be multiplied: both are of one embedding space."""
 
     name: str
-    """Of the embedding space: `content`, `learn`."""
-    user: str
-    """Column of the user's vector ids."""
+    """Of the embedding space: `content`, `learn`, `relevance`."""
+    context: str
+    """Column of the user's or the query's vector ids."""
     item: str
     """Column of the item's vector ids."""
 
@@ -79,6 +80,12 @@ class ExampleLayout:
         if differing := sorted({*expected} ^ {*values}):
             raise ValueError(
                 f"layout: expected the entries {expected}, got {sorted(values)} (differing: {differing}). "
+                "Another version of this program wrote it: train the ranker again."
+            )
+        sides = [part.name for part in fields(VectorPair)]
+        if differing := sorted({key for pair in values["vectors"] for key in {*sides} ^ {*pair}}):
+            raise ValueError(
+                f"layout: expected each pair of vectors to have the entries {sides} (differing: {differing}). "
                 "Another version of this program wrote it: train the ranker again."
             )
         plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
@@ -152,8 +159,8 @@ class EncodedExamples:
 class PairVectors(NamedTuple):
     """The vectors of one pair in a minibatch; zero where they are not known."""
 
-    user_BV: Tensor
-    user_known_B: Tensor
+    context_BV: Tensor
+    context_known_B: Tensor
     item_BV: Tensor
     item_known_B: Tensor
 
@@ -212,7 +219,7 @@ def batch_of(examples: EncodedExamples, index: NDArray[np.int64] | slice, device
     longest = int(np.flatnonzero((history_BL != PADDING).any(axis=0)).max(initial=-1)) + 1
     vectors = tuple(
         PairVectors(
-            *map(tensor, examples.vectors[pair.user].gather(index)),
+            *map(tensor, examples.vectors[pair.context].gather(index)),
             *map(tensor, examples.vectors[pair.item].gather(index)),
         )
         for pair in examples.layout.vectors

@@ -27,7 +27,7 @@ class AuxiliaryLogits(NamedTuple):
 
     logit_AB: Tensor
     known_AB: Tensor
-    """Whether the pair has a vector for the impression at all, the user's or the item's."""
+    """Whether the pair has a vector for the impression at all, the context's or the item's."""
 
 
 class Logits(NamedTuple):

@@ -6,14 +6,13 @@ What a feature is for is said by its role, a tag of the Feast field that travels
     count, rate, scalar   a number                            -> float32, NaN where missing; each ranker scales it
     history       a list of item ids, newest last             -> rows of the item vocabulary
     vector_id     a row of a vector matrix                    -> its position in the matrix; comes in pairs,
-                  `user_<name>_vector_id` and `item_<name>_vector_id` of one embedding space
+                  `user_<name>_vector_id` (or `query_<name>_vector_id`) and `item_<name>_vector_id` of one space
     timestamps    when the history happened                   -> not read by today's rankers
 
 Only this file and `ranker.vocabularies` know polars; everything behind them works on `EncodedExamples`.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +30,11 @@ from ranker.batches import (
     VectorColumn,
     VectorPair,
 )
+from ranker.vector_pairs import check_one_space, pair_columns
 from ranker.vocabularies import Vocabulary, digest_of, rows_of_item_attributes
 
 SCALAR_ROLES = ("count", "rate", "scalar")
 LABELS = ("clicked", "converted")
-VECTOR_ID = re.compile(r"(user|item)_(.+)_vector_id")
 
 
 class VectorMatrix(Protocol):
@@ -94,7 +93,7 @@ class FeatureColumns:
             scalars=scalars,
             scalar_roles=tuple(roles[name] for name in scalars),
             history=histories[0] if histories else None,
-            vectors=_pairs(named("vector_id")),
+            vectors=pair_columns(named("vector_id")),
         )
 
     @property
@@ -111,28 +110,7 @@ class FeatureColumns:
     @property
     def vector_ids(self) -> tuple[str, ...]:
         """The columns of all pairs of vectors."""
-        return tuple(column for pair in self.vectors for column in (pair.user, pair.item))
-
-
-def _pairs(columns: Iterable[str]) -> tuple[VectorPair, ...]:
-    """Pair `user_<name>_vector_id` with `item_<name>_vector_id`, in order of appearance."""
-    sides: dict[str, dict[str, str]] = {}
-    for column in columns:
-        found = VECTOR_ID.fullmatch(column)
-        if found is None:
-            raise ValueError(
-                f"feature roles: vector column {column!r} must be named `user_<name>_vector_id` or "
-                "`item_<name>_vector_id`, with one name for the user's and the item's vector of an embedding space."
-            )
-        side, name = found.groups()
-        sides.setdefault(name, {})[side] = column
-    for name, found_sides in sides.items():
-        if missing := {"user", "item"} - {*found_sides}:
-            raise ValueError(
-                f"feature roles: a ranker reads vectors in pairs, got {list(found_sides.values())} without "
-                f"`{missing.pop()}_{name}_vector_id`. Put both into the feature service, or neither."
-            )
-    return tuple(VectorPair(name, both["user"], both["item"]) for name, both in sides.items())
+        return tuple(column for pair in self.vectors for column in (pair.context, pair.item))
 
 
 class FeatureEncoder:
@@ -200,7 +178,8 @@ class FeatureEncoder:
             matrices: vector_id column -> its matrix.
 
         Raises:
-            ValueError: a column or a matrix is missing, or the chunks have another number of rows.
+            ValueError: a column or a matrix is missing, the vectors of a pair are of two models, or the chunks have
+                another number of rows.
         """
         layout = self.layout
         ids_NF = np.empty((num_rows, len(layout.ids)), dtype=np.int32)
@@ -255,6 +234,8 @@ class FeatureEncoder:
         wanted = self.columns.vector_ids
         if missing := [name for name in wanted if name not in matrices]:
             raise ValueError(f"encode: no vector matrix for {missing}. Got matrices for {sorted(matrices)}.")
+        for pair in self.columns.vectors:
+            check_one_space(pair, matrices[pair.context].fingerprint, matrices[pair.item].fingerprint)
         return {name: matrices[name] for name in wanted}
 
     def _encode_history(self, histories: pl.Series, out_NL: NDArray[np.int32]) -> None:

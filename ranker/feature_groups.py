@@ -58,7 +58,7 @@ def feature_groups(roles: Mapping[str, str], origins: Mapping[str, Mapping[str, 
     group_of_view: dict[str, str] = {}
     for pair in FeatureColumns.from_roles(roles).vectors:
         views = [
-            view for column in (pair.user, pair.item) for view in (origins[column]["view"], *_views(origins, column))
+            view for column in (pair.context, pair.item) for view in (origins[column]["view"], *_views(origins, column))
         ]
         # two embedding spaces in one view cannot be left out one by one
         name = next((group_of_view[view] for view in views if view in group_of_view), pair.name)

@@ -43,7 +43,7 @@ class GbdtSettings:
     column_share: float = 0.8
     """Of the inputs, drawn anew for each tree."""
     num_components: int = 8
-    """Principal components of the user's and of the item's vectors, for each pair."""
+    """Principal components of the context's and of the item's vectors, for each pair."""
     seed: int = 0
     num_threads: int = 0
     """0 means every core; the trees are the same whatever it is."""
@@ -148,7 +148,7 @@ class GbdtRanker:
             def axes(pair: VectorPair, side: str) -> PrincipalAxes:
                 return PrincipalAxes(*(arrays[f"{pair.name}_{side}_{part}"] for part in PrincipalAxes._fields))
 
-            principal = [PairAxes(axes(pair, "user"), axes(pair, "item")) for pair in layout.vectors]
+            principal = [PairAxes(*(axes(pair, side) for side in PairAxes._fields)) for pair in layout.vectors]
         ranker.inputs = TreeInputs(layout, principal)
         return ranker
 

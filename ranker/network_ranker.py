@@ -38,7 +38,7 @@ class NetworkSettings:
     id_dropout: float = 0.1
     """Share of training rows whose user or item reads as unknown."""
     modality_dropout: float = 0.1
-    """Share of training rows whose user or item vector reads as missing."""
+    """Share of training rows whose context or item vector reads as missing."""
 
 
 class NetworkRanker:
@@ -141,7 +141,7 @@ class NetworkRanker:
         if settings.auxiliary != "none":
             names = [f"auxiliaries.{number}" for number in range(len(layout.vectors))]
             pairs = [
-                PairInputs(len(weights[f"{each}.missing_user_V"]), *weights[f"{each}.seen_2"].tolist())
+                PairInputs(len(weights[f"{each}.missing_context_V"]), *weights[f"{each}.seen_2"].tolist())
                 for each in names
             ]
         ranker.network = _build(ranker.settings, layout, statistics, weights["id_network.item_attributes_IK"], pairs)
@@ -154,19 +154,19 @@ class PairInputs(NamedTuple):
     """What the training rows say of one pair of vectors."""
 
     width: int
-    user_seen: bool
+    context_seen: bool
     item_seen: bool
 
 
 def _pair_inputs(train: EncodedExamples, pair: VectorPair) -> PairInputs:
-    user, item = train.vectors[pair.user], train.vectors[pair.item]
-    width, item_width = user.table_MV.shape[1], item.table_MV.shape[1]
+    context, item = train.vectors[pair.context], train.vectors[pair.item]
+    width, item_width = context.table_MV.shape[1], item.table_MV.shape[1]
     if width != item_width:
         raise ValueError(
-            f"fit: {pair.user} is {width} wide and {pair.item} {item_width}. "
+            f"fit: {pair.context} is {width} wide and {pair.item} {item_width}. "
             "The auxiliary network multiplies them: both must come from one embedding space."
         )
-    return PairInputs(width, bool((user.rows_N >= 0).any()), bool((item.rows_N >= 0).any()))
+    return PairInputs(width, bool((context.rows_N >= 0).any()), bool((item.rows_N >= 0).any()))
 
 
 def _build(
@@ -180,7 +180,8 @@ def _build(
     if settings.auxiliary != "none":
         if not pairs:
             raise ValueError(
-                "fit: the auxiliary network reads a user vector and an item vector, and the examples have none. "
+                "fit: the auxiliary network reads a user's or a query's vector and an item's, and the examples have "
+                "none. "
                 "Name a feature service that has both, or set auxiliary to `none`."
             )
         auxiliaries = [
@@ -189,7 +190,7 @@ def _build(
                 projected_dim=settings.projected_dim,
                 detach=settings.auxiliary == "detached",
                 modality_dropout=settings.modality_dropout,
-                user_seen=pair.user_seen,
+                context_seen=pair.context_seen,
                 item_seen=pair.item_seen,
             )
             for pair in pairs

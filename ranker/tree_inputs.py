@@ -6,7 +6,7 @@ user, item id  not at all: a tree learns thousands of rare categories by heart; 
                could use of them
 history        its length, how often the candidate is in it, and for each attribute of the candidate (category,
                brand) how many history items share it, and their share
-vectors        of each pair cosine(user, item) and the first principal components of both: a tree cannot multiply two
+vectors        of each pair cosine(context, item) and the first principal components of both: a tree cannot multiply two
                384-wide vectors coordinate by coordinate
 
 N examples   B rows at once   L history length   K item attributes   V vector width   P components   Z tree inputs
@@ -60,7 +60,7 @@ class PrincipalAxes(NamedTuple):
 class PairAxes(NamedTuple):
     """Principal axes of both sides of a pair of vectors."""
 
-    user: PrincipalAxes
+    context: PrincipalAxes
     item: PrincipalAxes
 
 
@@ -94,7 +94,7 @@ class TreeInputs:
         def axes(column: str) -> PrincipalAxes:
             return PrincipalAxes.of(train.vectors[column], num_components)
 
-        return cls(train.layout, [PairAxes(axes(pair.user), axes(pair.item)) for pair in train.layout.vectors])
+        return cls(train.layout, [PairAxes(axes(pair.context), axes(pair.item)) for pair in train.layout.vectors])
 
     def matrix(self, examples: EncodedExamples) -> NDArray[np.float32]:
         """`[N, Z]`, columns as in `names`."""
@@ -135,12 +135,12 @@ class TreeInputs:
 
 def _vectors(examples: EncodedExamples, rows: slice, pair: VectorPair, axes: PairAxes) -> Iterator[NDArray[np.float32]]:
     """The cosine `[B, 1]`, NaN where either vector is missing; then the components of both sides `[B, P]`."""
-    user_BV, user_known_B = examples.vectors[pair.user].gather(rows)
+    context_BV, context_known_B = examples.vectors[pair.context].gather(rows)
     item_BV, item_known_B = examples.vectors[pair.item].gather(rows)
-    length_B = np.linalg.norm(user_BV, axis=1) * np.linalg.norm(item_BV, axis=1)
-    both_B = user_known_B & item_known_B & (length_B > 0)
-    cosine_B = np.full(len(user_BV), np.nan, dtype=np.float32)
-    cosine_B[both_B] = np.einsum("bv,bv->b", user_BV[both_B], item_BV[both_B]) / length_B[both_B]
+    length_B = np.linalg.norm(context_BV, axis=1) * np.linalg.norm(item_BV, axis=1)
+    both_B = context_known_B & item_known_B & (length_B > 0)
+    cosine_B = np.full(len(context_BV), np.nan, dtype=np.float32)
+    cosine_B[both_B] = np.einsum("bv,bv->b", context_BV[both_B], item_BV[both_B]) / length_B[both_B]
     yield cosine_B[:, None]
-    yield axes.user.components(user_BV, user_known_B)
+    yield axes.context.components(context_BV, context_known_B)
     yield axes.item.components(item_BV, item_known_B)

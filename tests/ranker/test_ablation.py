@@ -59,7 +59,9 @@ class Matrix:
         return vector_ids
 
 
-MATRICES = {name: Matrix(np.eye(40, dtype=np.float32), {"is": name}) for name, role in ROLES.items() if "vec" in role}
+MATRICES = {
+    name: Matrix(np.eye(40, dtype=np.float32), {"is": name[5:]}) for name, role in ROLES.items() if "vec" in role
+}
 
 
 def frame(rows: int = 300, seed: int = 0) -> pl.DataFrame:

@@ -10,15 +10,15 @@ WIDE = WIDEST_AS_IS + 1
 def make_pair(rows: int = 4, width: int = WIDE) -> PairVectors:
     torch.manual_seed(3)
     known_B = torch.ones(rows, dtype=torch.bool)
-    user_BV, item_BV = torch.nn.functional.normalize(torch.randn(2, rows, width), dim=2)
-    return PairVectors(user_BV, known_B, item_BV, known_B)
+    context_BV, item_BV = torch.nn.functional.normalize(torch.randn(2, rows, width), dim=2)
+    return PairVectors(context_BV, known_B, item_BV, known_B)
 
 
 def make_network(width: int = WIDE, **changed: float) -> AuxiliaryNetwork:
     torch.manual_seed(4)
     network = AuxiliaryNetwork(width, projected_dim=5, **changed)  # type: ignore[arg-type]
     with torch.no_grad():
-        network.missing_user_V.normal_()
+        network.missing_context_V.normal_()
         network.missing_item_V.normal_()
     return network
 
@@ -26,11 +26,11 @@ def make_network(width: int = WIDE, **changed: float) -> AuxiliaryNetwork:
 def test_of_wide_vectors_the_ranker_reads_fusion_both_projections_the_cosine_and_the_mask() -> None:
     network, pair = make_network().eval(), make_pair()
     features_BE = network(pair).features_BE
-    user_BV, item_BV = pair.user_BV, pair.item_BV
+    context_BV, item_BV = pair.context_BV, pair.item_BV
     assert network.projection is not None
-    fusion_BH = network.fusion(torch.cat([user_BV, item_BV, user_BV * item_BV, torch.ones(4, 2)], dim=1))
-    expected = [fusion_BH, network.projection(user_BV), network.projection(item_BV)]
-    expected += [(user_BV * item_BV).sum(dim=1, keepdim=True), torch.ones(4, 2)]
+    fusion_BH = network.fusion(torch.cat([context_BV, item_BV, context_BV * item_BV, torch.ones(4, 2)], dim=1))
+    expected = [fusion_BH, network.projection(context_BV), network.projection(item_BV)]
+    expected += [(context_BV * item_BV).sum(dim=1, keepdim=True), torch.ones(4, 2)]
     torch.testing.assert_close(features_BE, torch.cat(expected, dim=1))
     assert features_BE.shape == (4, network.width) == (4, FUSION_WIDTH + 2 * 5 + 3)
 
@@ -41,7 +41,7 @@ def test_narrow_vectors_the_ranker_reads_themselves(width: int) -> None:
     features_BE = network(pair).features_BE
     assert features_BE.shape == (1000, network.width) == (1000, FUSION_WIDTH + 2 * width + 3)
     read_BE = features_BE[:, FUSION_WIDTH : FUSION_WIDTH + 2 * width]
-    torch.testing.assert_close(read_BE, width**0.5 * torch.cat([pair.user_BV, pair.item_BV], dim=1))
+    torch.testing.assert_close(read_BE, width**0.5 * torch.cat([pair.context_BV, pair.item_BV], dim=1))
     assert read_BE.square().mean().item() == pytest.approx(1.0, rel=1e-4), "as large as a standardised scalar"
 
 
@@ -71,23 +71,23 @@ def test_known_vectors_are_hidden_at_random_in_training_only() -> None:
 
 def test_a_pair_is_known_where_either_vector_is() -> None:
     pair = make_pair()._replace(
-        user_known_B=torch.tensor([True, True, False, False]), item_known_B=torch.tensor([True, False, True, False])
+        context_known_B=torch.tensor([True, True, False, False]), item_known_B=torch.tensor([True, False, True, False])
     )
     assert make_network()(pair).known_B.tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("sides", ["user", "item", "both"])
 def test_a_side_that_training_never_saw_reads_as_missing(sides: str) -> None:
-    user_seen, item_seen = sides == "item", sides == "user"
-    network, pair = make_network(user_seen=user_seen, item_seen=item_seen).eval(), make_pair()
+    context_seen, item_seen = sides == "item", sides == "user"
+    network, pair = make_network(context_seen=context_seen, item_seen=item_seen).eval(), make_pair()
     nothing = torch.zeros(4, dtype=torch.bool)
     as_missing = pair._replace(
-        user_known_B=pair.user_known_B if user_seen else nothing,
+        context_known_B=pair.context_known_B if context_seen else nothing,
         item_known_B=pair.item_known_B if item_seen else nothing,
     )
     for found, expected in zip(network(pair), network(as_missing), strict=True):
         torch.testing.assert_close(found, expected)
-    assert network(pair).features_BE[:, -2:].tolist() == [[user_seen, item_seen]] * 4
+    assert network(pair).features_BE[:, -2:].tolist() == [[context_seen, item_seen]] * 4
 
 
 def test_scores_do_not_depend_on_the_rest_of_the_batch() -> None:

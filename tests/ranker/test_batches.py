@@ -81,8 +81,8 @@ def test_vectors_are_gathered_by_row_from_a_memory_mapped_matrix(tmp_path: Path)
     (pair,) = batch.vectors
     assert pair.item_BV.tolist() == [[9, 10, 11], [0, 0, 0], [9, 10, 11]]
     assert pair.item_known_B.tolist() == [True, False, True]
-    assert pair.user_BV.tolist() == [[1, 0], [0, 1], [0, 0]]
-    assert pair.user_known_B.tolist() == [True, True, False]
+    assert pair.context_BV.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert pair.context_known_B.tolist() == [True, True, False]
     assert batch_of(make_examples(), slice(0, 4), CPU).vectors == ()
 
 

@@ -77,7 +77,7 @@ def test_there_is_one_auxiliary_logit_a_pair() -> None:
     assert auxiliary is not None
     for one, pair, logit_B, known_B in zip(network.auxiliaries, batch.vectors, *auxiliary, strict=True):
         torch.testing.assert_close(logit_B, one(pair).logit_B)
-        torch.testing.assert_close(known_B, pair.user_known_B | pair.item_known_B)
+        torch.testing.assert_close(known_B, pair.context_known_B | pair.item_known_B)
 
 
 def test_conversions_train_both_towers_and_clicks_the_click_tower_alone() -> None:
@@ -102,7 +102,7 @@ def test_a_pair_without_vectors_is_not_trained_by_the_auxiliary_loss_and_the_oth
     network, batch = make_network(detach=True), make_batch()
     vectors = list(batch.vectors)
     nothing = torch.zeros(16, dtype=torch.bool)
-    vectors[absent] = vectors[absent]._replace(user_known_B=nothing, item_known_B=nothing)
+    vectors[absent] = vectors[absent]._replace(context_known_B=nothing, item_known_B=nothing)
     batch = batch._replace(vectors=tuple(vectors))
     found = reached(network, auxiliary_loss(network(batch), batch, "clicked"))
     assert {name.split(".")[1] for name in found} == {str(1 - absent)}
@@ -112,6 +112,6 @@ def test_joint_the_ranker_trains_every_fusion_too() -> None:
     network, batch = make_network(detach=False), make_batch()
     by_ranker = reached(network, click_loss(network(batch), batch))
     for number in range(2):
-        fusion = {f"auxiliaries.{number}.fusion.0.weight", f"auxiliaries.{number}.missing_user_V"}
+        fusion = {f"auxiliaries.{number}.fusion.0.weight", f"auxiliaries.{number}.missing_context_V"}
         assert fusion <= by_ranker
         assert f"auxiliaries.{number}.head.0.weight" not in by_ranker, "the head only serves the auxiliary loss"

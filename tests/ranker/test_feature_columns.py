@@ -109,6 +109,8 @@ def test_each_pair_is_gathered_from_its_own_matrices() -> None:
     }
     with pytest.raises(ValueError, match="no vector matrix for \\['item_learn_vector_id'\\]"):
         encoder.encode(both, {**MATRICES, "user_learn_vector_id": other})
+    with pytest.raises(ValueError, match=r"vectors learn: both sides .*model_id: user_learn_vector_id has 'zeros'"):
+        encoder.encode(both, {**MATRICES, "user_learn_vector_id": other, "item_learn_vector_id": MATRIX})
 
 
 def test_frequent_ids_come_first_and_ties_by_name(encoder: FeatureEncoder) -> None:

@@ -99,7 +99,7 @@ def test_cosine_equals_its_definition_and_is_missing_with_either_vector(name: st
 def test_each_pair_has_its_own_inputs_in_order() -> None:
     examples = make_examples(50, pairs=("content", "learn"))
     inputs = TreeInputs.fit(examples, num_components=2)
-    of_pair = ["cosine", *(f"{side}_component_{number}" for side in ("user", "item") for number in range(2))]
+    of_pair = ["cosine", *(f"{side}_component_{number}" for side in ("context", "item") for number in range(2))]
     assert inputs.names[-10:] == [f"{pair}_{name}" for pair in ("content", "learn") for name in of_pair]
     item = examples.vectors["item_learn_vector_id"]
     axes = PrincipalAxes.of(item, 2)

@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from embedders.fingerprint import Fingerprint
 from ranker.batches import EncodedExamples, ExampleLayout, VectorColumn, VectorPair
 from ranker.fit import FitSettings
 from ranker.gbdt import GbdtRanker, GbdtSettings
 from ranker.losses import cross_entropy, log_loss
 from ranker.network_ranker import NetworkRanker, NetworkSettings
 from ranker.ranker import Ranker, Scores, Validation
+from ranker.vector_pairs import check_one_space, pair_columns
 
 PAIRS = tuple(VectorPair(name, f"user_{name}_vector_id", f"item_{name}_vector_id") for name in ("content", "learn"))
 LAYOUT = ExampleLayout(
@@ -54,7 +56,7 @@ def draw_table(rng: np.random.Generator, name: str) -> NDArray[np.float32]:
 TABLES = {
     column: draw_table(np.random.default_rng(number), pair.name)
     for pair in PAIRS
-    for number, column in enumerate((pair.user, pair.item))
+    for number, column in enumerate((pair.context, pair.item))
 }
 
 
@@ -102,12 +104,12 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def fit(kind: str, train: EncodedExamples) -> Ranker:
+def fit(kind: str, train: EncodedExamples, validation: EncodedExamples = VALIDATION) -> Ranker:
     def validate(scores: Scores) -> Validation:
-        return Validation(log_loss(scores, VALIDATION.clicked_N, VALIDATION.converted_N), None)
+        return Validation(log_loss(scores, validation.clicked_N, validation.converted_N), None)
 
     ranker = MAKERS[kind]()
-    ranker.fit(train, VALIDATION, validate)
+    ranker.fit(train, validation, validate)
     return ranker
 
 
@@ -139,18 +141,18 @@ def auc(ranker: Ranker, examples: EncodedExamples) -> float:
 
 
 def test_what_only_the_second_pair_tells_is_learnt_though_half_the_rows_lack_it(half: Ranker) -> None:
-    both_N = np.all([TEST.vectors[name].rows_N >= 0 for name in (PAIRS[1].user, PAIRS[1].item)], axis=0)
+    both_N = np.all([TEST.vectors[name].rows_N >= 0 for name in (PAIRS[1].context, PAIRS[1].item)], axis=0)
     known = TEST.take(both_N)
     perfect = roc_auc_score(
-        known.clicked_N, known.vectors[PAIRS[1].user].rows_N % 2 == known.vectors[PAIRS[1].item].rows_N % 2
+        known.clicked_N, known.vectors[PAIRS[1].context].rows_N % 2 == known.vectors[PAIRS[1].item].rows_N % 2
     )
     assert auc(half, known) > perfect - 0.03
-    assert auc(half, without(known, PAIRS[1].user, PAIRS[1].item)) == pytest.approx(0.5, abs=0.05)
-    assert auc(half, without(known, PAIRS[0].user, PAIRS[0].item)) > perfect - 0.04
+    assert auc(half, without(known, PAIRS[1].context, PAIRS[1].item)) == pytest.approx(0.5, abs=0.05)
+    assert auc(half, without(known, PAIRS[0].context, PAIRS[0].item)) > perfect - 0.04
 
 
 def test_rows_without_the_second_pair_get_the_mean_click_rate(half: Ranker) -> None:
-    scores = half.predict(without(TEST, PAIRS[1].user, PAIRS[1].item))
+    scores = half.predict(without(TEST, PAIRS[1].context, PAIRS[1].item))
     assert np.isfinite(scores).all()
     assert scores.p_ctr.mean() == pytest.approx(TEST.clicked_N.mean(), abs=0.06)
 
@@ -158,7 +160,7 @@ def test_rows_without_the_second_pair_get_the_mean_click_rate(half: Ranker) -> N
 def test_without_any_training_vector_a_pair_is_ignored_for_ever(never: Ranker) -> None:
     scores = never.predict(TEST)
     assert np.isfinite(scores).all()
-    np.testing.assert_array_equal(never.predict(without(TEST, PAIRS[1].user, PAIRS[1].item)), scores)
+    np.testing.assert_array_equal(never.predict(without(TEST, PAIRS[1].context, PAIRS[1].item)), scores)
     prior = np.full(len(TEST), TEST.clicked_N.mean())
     assert cross_entropy(scores.p_ctr, TEST.clicked_N) < 1.03 * cross_entropy(prior, TEST.clicked_N)
 
@@ -197,7 +199,56 @@ def test_a_ranker_saved_by_another_version_says_so(half: Ranker, tmp_path: Path)
     half.save(tmp_path)
     path = tmp_path / "ranker.json"
     description = json.loads(path.read_text())
+    pairs = description["layout"]["vectors"]
+    description["layout"]["vectors"] = [{"user": pair["context"], **pair} for pair in pairs]
+    del description["layout"]["vectors"][1]["context"]
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"each pair .*differing: \['context', 'user'\].*train the ranker again"):
+        type(half).load(tmp_path)
     description["layout"]["user_vector"] = description["layout"].pop("vectors")[0]["user"]
     path.write_text(json.dumps(description))
     with pytest.raises(ValueError, match="layout: expected the entries .*train the ranker again"):
         type(half).load(tmp_path)
+
+
+def test_a_querys_vector_stands_where_a_users_does(half: Ranker, kind: str) -> None:
+    asked = VectorPair("relevance", "query_relevance_vector_id", "item_relevance_vector_id")
+    renamed = dict(zip((PAIRS[1].context, PAIRS[1].item), (asked.context, asked.item), strict=True))
+
+    def of_the_query(examples: EncodedExamples) -> EncodedExamples:
+        return replace(
+            examples,
+            layout=replace(LAYOUT, vectors=(PAIRS[0], asked)),
+            vectors={renamed.get(name, name): column for name, column in examples.vectors.items()},
+        )
+
+    ranker = fit(kind, of_the_query(draw(4000, seed=0, learn_from=0.5)), of_the_query(VALIDATION))
+    np.testing.assert_array_equal(ranker.predict(of_the_query(TEST)), half.predict(TEST))
+
+
+def test_columns_are_paired_by_name_in_order_of_appearance() -> None:
+    columns = ("item_relevance_vector_id", "user_content_vector_id", "query_relevance_vector_id")
+    assert pair_columns([*columns, "item_content_vector_id"]) == (
+        VectorPair("relevance", "query_relevance_vector_id", "item_relevance_vector_id"),
+        VectorPair("content", "user_content_vector_id", "item_content_vector_id"),
+    )
+    with pytest.raises(ValueError, match="without `user_relevance_vector_id` or `query_relevance_vector_id`"):
+        pair_columns(columns[:1])
+    with pytest.raises(ValueError, match=r"\['query_relevance_vector_id'\] without `item_relevance_vector_id`"):
+        pair_columns(columns[2:])
+    with pytest.raises(ValueError, match="are three vectors of one name, and a pair has two"):
+        pair_columns([*columns[::2], "user_relevance_vector_id"])
+
+
+def test_the_sides_of_a_pair_are_of_one_model_but_a_mean_of_its_vectors_will_do() -> None:
+    pair = PAIRS[0]
+    item = Fingerprint("minilm", "w", "t", "learn_v1", "mean", 8, "l2", "float32")
+    check_one_space(pair, item.as_tags(), item.as_tags())
+    check_one_space(pair, item.of_mean_of_history().as_tags(), item.as_tags())
+    later = replace(item, trained_through="2025-06-01", weights_sha256="v")
+    with pytest.raises(ValueError, match="content: both sides must be of one model") as raised:
+        check_one_space(pair, later.as_tags(), item.as_tags())
+    assert "trained_through: user_content_vector_id has '2025-06-01', item_content_vector_id 'frozen'" in str(
+        raised.value
+    )
+    assert "weights_sha256" in str(raised.value)
