@@ -66,7 +66,7 @@ def _shown(text: str | None, name: Field, disclosure: Disclosure) -> str | None:
 
 _SCHEME = r"\b(?:https?|ftps?|file)://\S+|\b(?:mailto|tel):\S+"
 _WWW = r"(?<![\w@.-])www\.\S+"
-_WITH_PATH = r"(?<![\w@.-])(?:[a-z0-9-]+\.)+[a-z]{2,24}(?::\d+)?/[^\s/]\S*"
+_WITH_PATH = r"(?<![\w@.-])(?!(?:sq|cu)\.)(?:[a-z0-9-]+\.)+[a-z]{2,24}(?::\d+)?/[^\s/]\S*"
 _PATTERNS = (
     ("[url]", re.compile(rf"{_SCHEME}|{_WWW}|{_WITH_PATH}", re.IGNORECASE)),
     ("[e-mail]", re.compile(r"[^\s@<>()\[\]\"',;:]+@[^\s@<>()\[\]\"',;:]+\.[^\s@<>()\[\]\"',;:.]{2,}")),
@@ -91,11 +91,11 @@ def redacted(text: str) -> str:
 def _without_one_layer(text: str) -> str:
     for name, pattern in _PATTERNS:
         text = pattern.sub(name, text)
-    return " ".join(_as_read(text).split())
+    return _as_read(text)
 
 
 def _as_read(text: str) -> str:
-    """As a reader would see it: &#64; is an @, and a full-width digit a digit."""
-    while (shown := unicodedata.normalize("NFKC", html.unescape(text))) != text:
+    """One line as a reader would see it: &#64; is an @, and a full-width digit a digit."""
+    while (shown := " ".join(unicodedata.normalize("NFKC", html.unescape(text)).split())) != text:
         text = shown
     return text
