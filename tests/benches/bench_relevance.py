@@ -2,6 +2,7 @@
 
     python tests/benches/bench_relevance.py run --out RUNS --seeds 0 1 2 --train-pairs 8000
     python tests/benches/bench_relevance.py run --out RUNS --teacher chain_sft.parquet --unlabelled 1
+    python tests/benches/bench_relevance.py run --out RUNS --labelled-from qwen.parquet --teacher qwen.parquet
     python tests/benches/bench_relevance.py table RUNS --baseline "MiniLM, zero-shot" --metric spearman
     make bench                                  (a small run of it, to see that it works)
 
@@ -32,7 +33,9 @@ Rows
 A teacher's answers are a parquet file (bench_relevance_teacher.py writes it): query, title, p_good (null: no answer
 could be read), chain (the line of `Reasoning.line`, or null). What it says of validation and test pairs trains nobody.
 Its pairs of training queries that are not among the labelled ones are the unlabelled pool, without the products of the
-unseen split; `--unlabelled 10` takes up to ten times as many of them as there are labelled pairs.
+unseen split; `--unlabelled 10` takes up to ten times as many of them as there are labelled pairs. `--labelled-from`
+draws the labelled pairs among those that a teacher was asked about, also for the rows without a teacher, so that all
+rows learn from the same labels.
 
 Each (variant, seed) is one file in RUNS, with the scores of validation and test pairs, and is not run again.
 Intervals draw queries (`embedders.query_bootstrap`); those of differences are paired.
@@ -217,9 +220,12 @@ class Teacher:
         return [found[place] for place in np.random.default_rng(seed).permutation(len(found))[:num]]
 
 
-def labelled_rows(pairs: Pairs, num: int | None, seed: int) -> NDArray[np.int64]:
-    """Training pairs: all, or those of queries drawn by the seed until there are enough."""
+def labelled_rows(pairs: Pairs, num: int | None, seed: int, among: Teacher | None = None) -> NDArray[np.int64]:
+    """Training pairs (`among`: those that this teacher was asked about): all, or of queries drawn by the seed until
+    there are enough."""
     rows = np.flatnonzero(pairs.train_N)
+    if among is not None:
+        rows = rows[np.isfinite(among.scores(pairs, rows))]
     if num is None:
         return rows
     order = np.random.default_rng(seed).permutation(np.unique(pairs.query_N[rows]))
@@ -353,6 +359,7 @@ def train(
 def run_students(pairs: Pairs, arguments: argparse.Namespace) -> None:
     """Both kinds, every source that is at hand, every seed."""
     teacher = Teacher(arguments.teacher) if arguments.teacher else None
+    among = Teacher(arguments.labelled_from) if arguments.labelled_from else None
     if teacher:
         keep(arguments.out, f"teacher {teacher.name}", 0, pairs, lambda rows: teacher.scores(pairs, rows), {})
     sources: tuple[Source, ...] = ("score", "reasoning") if teacher else ("labels", "grades", "rules", "told rules")
@@ -365,7 +372,7 @@ def run_students(pairs: Pairs, arguments: argparse.Namespace) -> None:
                 if path_of(arguments.out, name, seed).exists():
                     continue
                 print(f"  {name}, seed {seed}", flush=True)
-                rows = labelled_rows(pairs, arguments.train_pairs, seed)
+                rows = labelled_rows(pairs, arguments.train_pairs, seed, among)
                 num = round(arguments.unlabelled * len(rows))
                 pool = teacher.pool(pairs, rows, num, seed) if teacher else []
                 score, made = train(kind, source, pairs, rows, pool, teacher, seed, arguments)
@@ -526,6 +533,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--exactly", nargs="+", help="variants of these names")
     runs.add_argument("--train-pairs", type=int, help="labelled pairs; default all")
     runs.add_argument("--teacher", type=Path, help="a file of answers; its stem names the rows")
+    runs.add_argument("--labelled-from", type=Path, help="a file of answers: only its pairs are drawn as labelled")
     runs.add_argument("--unlabelled", type=float, default=0.0, help="pairs of the teacher's pool for each labelled one")
     runs.add_argument("--epochs", type=int, default=4)
     runs.add_argument("--learning-rate", type=float, help="default: each kind's own")
