@@ -8,6 +8,7 @@ Sides. All pairs of a query are on one side (`embedders.query_split`): models le
 calibrated on `validation`, and are judged on `test`.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -136,6 +137,17 @@ def shown_pairs(lake: Lake) -> pl.DataFrame:
     ranker which rows nobody clicked.
     """
     return _shown(lake).sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).collect(engine="streaming")
+
+
+def drawn_by_query(pairs: pl.DataFrame, most: int, *, seed: int) -> pl.DataFrame:
+    """Whole queries in an order that depends on their text and the seed alone, until there are `most` pairs.
+
+    A draw is part of a larger draw, and new queries leave the old ones in their order.
+    """
+    queries = pairs.get_column("query_text").unique()
+    digests = [hashlib.blake2b(f"{seed}\n{query}".encode(), digest_size=16).digest() for query in queries]
+    order = pl.DataFrame({"query_text": queries, "order": pl.Series(digests, dtype=pl.Binary)})
+    return pairs.join(order, on="query_text").sort("order", *PAIR).head(most).drop("order")
 
 
 def query_items(lake: Lake, pairs: pl.DataFrame) -> list[QueryItem]:

@@ -159,6 +159,11 @@ class TableWriter:
             self._shards.append(self._write_parquet(admission.kept, f"part-{len(self._shards):05d}.parquet"))
             self.kept += len(admission.kept)
 
+    def refuse(self, rows: pl.DataFrame) -> None:
+        """Put rows into the quarantine that their maker refuses, any columns, with the reasons in `broken_rules`."""
+        assert BROKEN_RULES in rows.columns, f"refused rows without {BROKEN_RULES}: {rows.columns}"
+        self._refuse(rows)
+
     def _write_parquet(self, frame: pl.DataFrame, file: str) -> ShardEntry:
         path = self._staging / file
         frame.write_parquet(path, compression="zstd", statistics=True)
