@@ -4,8 +4,10 @@ import datetime as dt
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,11 @@ import pytest
 from embedders.fingerprint import Fingerprint
 from feature_repo import table_schemas as tables
 from jobs.lake import Lake
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from embedders.causal_lm import CausalLM
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -270,3 +277,132 @@ def learn_lake(fitted_lake: Lake, tmp_path: Path) -> Lake:
     """A copy of `fitted_lake`, to be changed."""
     shutil.copytree(fitted_lake.root, tmp_path / "learn_lake", symlinks=True)
     return Lake(tmp_path / "learn_lake", now=lambda: NOW)
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> "PreTrainedTokenizerFast":
+    """BPE over bytes, learnt from a few prompts and answers; with an end, without a beginning."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # here: torch takes seconds to import
+    from transformers import PreTrainedTokenizerFast
+
+    from embedders.relevance_prompts import QueryItem, Reasoning, prompt
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pair = QueryItem("red chair", "Acme red chair", "chairs", "Acme", "red, 3 in")
+    values = ["chair", "acme", "x100", "red, 3 in"] * 2
+    lines = [
+        Reasoning.of_values([*values, "match", "mismatch", "na", "match", label]).line() for label in ("good", "bad")
+    ]
+    tokenizer.train_from_iterator([prompt(pair), prompt(pair, label_only=True), *lines] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def make_lm(byte_level_tokenizer: "PreTrainedTokenizerFast") -> "Callable[..., CausalLM]":
+    """Makes a random Llama, small enough to train in a test; the same for the same seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from embedders.causal_lm import CausalLM
+
+    def make(seed: int = 0, width: int = 32) -> CausalLM:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(byte_level_tokenizer) + 4,  # as often, the model has more rows than there are tokens
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=2 * width,
+            max_position_embeddings=1024,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        return CausalLM("tiny", LlamaForCausalLM(config).eval(), byte_level_tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def relevance_lake(feature_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """`feature_lake` with searches and relevance. Read only: copy to change.
+
+    On even days users search: user un asks for q0 to q3 on days 0, 2, 4, 6, ..., beginning with q(n mod 4); on odd days
+    they see a feed, without a query. The labels that taught the student end on day 10, so nothing is known before.
+
+    Vectors (8 wide): of q0 to q2 and of i0 to i7 from day 10 on; another of i0 from day 18 on (vector 100), one of i8
+    on day 60 only (vector 108); a vector of q1 for day 12 was written on day 21 (vector 101: a backfill). q3 has none.
+    Scores: 0.01 * (10 * query + item) of the pairs whose sum is even, q0 to q2 with i0 to i8, from day 10 on; (q0, i0)
+    was scored again on day 20 (0.9), and a score of (q1, i1) for day 13 was written on day 23 (0.8: a backfill).
+    """
+    root = tmp_path_factory.mktemp("relevance") / "lake"
+    shutil.copytree(feature_lake.root, root, symlinks=True)
+    lake = Lake(root, now=lambda: NOW)
+    start, day = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc), dt.timedelta(days=1)
+    number = (pl.col("event_timestamp") - start).dt.total_days()
+    asked = pl.format("q{}", (pl.col("user_id").str.slice(1).cast(pl.Int64) + number // 2) % 4)
+    searched = pl.when(number % 2 == 0).then(asked).alias("query_id")
+    lake.write(tables.Impressions, feature_lake.read(tables.Impressions).with_columns(searched))
+    lake.write(tables.Queries, pl.DataFrame({"query_id": ["q0", "q1", "q2", "q3"], "query_text": list("abcd")}))
+    fingerprint = {"model_id": "made up, to be relevant", "dimension": "8", "trained_through": str(start + 10 * day)}
+    rng = np.random.default_rng(5)
+
+    def write(schema: type[Any], key: str, side: str, rows: list[tuple[str, int, int, int]], **more: float) -> None:
+        drawn = rng.normal(size=(len(rows), 8))
+        unit = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        frame = pl.DataFrame(
+            {
+                key: [one for one, *_ in rows],
+                "event_timestamp": [start + known * day for _, known, _, _ in rows],
+                "created_timestamp": [start + written * day for _, _, written, _ in rows],
+                f"{side}_relevance_vector_id": [vector for *_, vector in rows],
+                f"{side}_relevance_embedding": unit.tolist(),
+                f"{side}_relevance_hash": [str(vector) for *_, vector in rows],
+            },
+            schema_overrides={f"{side}_relevance_embedding": pl.List(pl.Float32)},
+        )
+        lake.write(schema, frame.with_columns(pl.lit(v).alias(n) for n, v in more.items()), fingerprint=fingerprint)
+
+    queries = [(f"q{n}", 10, 10, n) for n in range(3)] + [("q1", 12, 21, 101)]
+    calibration = {"query_relevance_scale": 7.3, "query_relevance_bias": -1.1}
+    write(tables.QueryEmbeddings, "query_id", "query", queries, **calibration)
+    items = [(f"i{n}", 10, 10, n) for n in range(8)] + [("i0", 18, 18, 100), ("i8", 60, 60, 108)]
+    write(tables.ItemRelevanceEmbeddings, "item_id", "item", items)
+
+    scores = [(q, i, 10, 10, 0.01 * (10 * q + i)) for q in range(3) for i in range(9) if (q + i) % 2 == 0]
+    scores += [(0, 0, 20, 20, 0.9), (1, 1, 13, 23, 0.8)]
+    pairs = pl.DataFrame(
+        {
+            "query_id": [f"q{q}" for q, *_ in scores],
+            "item_id": [f"i{i}" for _, i, *_ in scores],
+            "event_timestamp": [start + known * day for _, _, known, _, _ in scores],
+            "created_timestamp": [start + written * day for *_, written, _ in scores],
+            "query_item_relevance": [score for *_, score in scores],
+            "query_item_relevance_hash": [str(n) for n in range(len(scores))],
+        }
+    )
+    lake.write(tables.QueryItemRelevance, pairs)
+    return lake
+
+
+@pytest.fixture(scope="session")
+def published_relevance_lake(relevance_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """`relevance_lake`, after publish_features. Read only: copy to change (and publish the copy anew)."""
+    from jobs import publish_features  # imports Feast, which takes seconds
+
+    root = tmp_path_factory.mktemp("published_relevance") / "lake"
+    shutil.copytree(relevance_lake.root, root, symlinks=True)
+    lake = Lake(root, now=lambda: NOW)
+    publish_features.run(lake, publish_features.Config())
+    return lake
