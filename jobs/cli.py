@@ -82,16 +82,19 @@ def plan(config: ConfigOption = None, lake: LakeOption = None, settings: SetOpti
     ):
         table.add_column(column, **options)  # type: ignore[arg-type]
     upstream_stale: set[str] = set()
+    impossible = flow.needing_impressions(store, chosen.steps, flow.STEPS)
     for name in flow.STEPS:
         one = flow.step(name)
         reason = flow.why_stale(store, one, chosen.steps[name])
         changed = [table_name(schema) for schema in one.reads if table_name(schema) in upstream_stale]
         if reason is None and changed:
             reason = f"{changed[0]} will change"
-        if reason is not None:
+        if reason is not None and name not in impossible:
             upstream_stale.update(table_name(schema) for schema in one.writes)
         last = flow.last_run(store, name)
         state = f"[yellow]stale[/]: {plain(reason)}" if reason else "[green]fresh[/]"
+        if name in impossible:
+            state = "[dim]not for this lake: it has no impressions[/]"
         if last is not None:
             state += f"\nlast: {last.finished:%Y-%m-%d %H:%M} UTC, {last.seconds:.1f} s"
         writes = []

@@ -19,6 +19,7 @@ from typing import Any
 import dataframely as dy
 from pydantic import BaseModel, ValidationError
 
+from feature_repo.table_schemas import Impressions
 from jobs.lake import Lake, table_name
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,22 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 }
 """How items and users are embedded: method -> the step that does it instead of the one named."""
 
-SOURCES = ("simulate", "movielens", "online_retail", "columns")
+SOURCES = ("simulate", "movielens", "online_retail", "columns", "judged_pairs")
 """Modules of `jobs.raw_sources`."""
+
+NEED_IMPRESSIONS = (
+    "aggregate_activity",
+    "collect_histories",
+    "embed_users",
+    "fit_embedder",
+    "embed_items_learn",
+    "embed_users_learn",
+    "build_training_set",
+    "assign_segments",
+    "train_ranker",
+    "evaluate_ranker",
+)
+"""Steps that learn from what was shown and clicked. The others can run on judged pairs alone."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,22 @@ def why_stale(lake: Lake, one: Step, config: BaseModel) -> str | None:
     return None
 
 
+def needing_impressions(lake: Lake, configs: Mapping[str, BaseModel], names: Iterable[str]) -> list[str]:
+    """Those of the steps that cannot run on this lake, because its source has no impressions: judged pairs alone.
+
+    Args:
+        lake: where the tables are.
+        configs: Config of every step; ingest's says which source is read first, where it is among the steps.
+        names: of the steps.
+    """
+    names = list(names)
+    if "ingest" in names:
+        has_impressions = bool(step("ingest").module.gives_impressions(configs["ingest"]))
+    else:
+        has_impressions = not lake.exists(Impressions) or lake.manifest(Impressions).rows > 0
+    return [] if has_impressions else [name for name in names if name in NEED_IMPRESSIONS]
+
+
 def run_steps(
     lake: Lake, configs: Mapping[str, BaseModel], names: Iterable[str] | None = None, *, force: bool = False
 ) -> list[str]:
@@ -148,9 +179,19 @@ def run_steps(
 
     Returns:
         Names of the steps that ran.
+
+    Raises:
+        ValueError: there is no such step; or one needs impressions, and the lake's source has none.
     """
     wanted = list(names) if names is not None else list(STEPS)
     chosen = [step(name) for name in wanted]  # every name is checked before anything runs
+    if impossible := needing_impressions(lake, configs, wanted):
+        can = [name for name in STEPS if name not in NEED_IMPRESSIONS and name != "ingest"]
+        raise ValueError(
+            f"lake {lake.root} is made of judged pairs alone. Without impressions these steps cannot run: "
+            f"{', '.join(impossible)}.\n"
+            f"  what to do: name those that can, tailrank run {' '.join(can)}, or take in a log into another lake"
+        )
     ran = []
     for one in sorted(chosen, key=lambda each: STEPS.index(each.name)):
         config = configs[one.name]

@@ -3,6 +3,9 @@
 reads   nothing (but its own last items, to tell a revised text from a first one)
 writes  items, users, queries, impressions, relevance_grades, true_probabilities
         (empty where the source has none, so that nothing of an earlier source stays behind)
+
+A log without impressions is an error. A source of judged pairs alone (`HAS_IMPRESSIONS = False` in its module) has
+none: what needs no log can run on such a lake, `jobs.flow.needing_impressions` says what cannot.
 """
 
 import contextlib
@@ -45,7 +48,7 @@ SECONDS_BETWEEN_LINES = 15.0
 class Config(BaseModel, extra="forbid", frozen=True):
     """Which log to take in."""
 
-    source: Literal["simulate", "movielens", "online_retail", "columns"] = "simulate"
+    source: Literal["simulate", "movielens", "online_retail", "columns", "judged_pairs"] = "simulate"
     """The adapter: a module of `jobs.raw_sources`."""
     path: Path | None = None
     """Folder of the raw files; the simulator needs none."""
@@ -56,41 +59,56 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
 
 def run(lake: Lake, config: Config) -> None:
-    """Read the source to its end, then commit all its tables: the impressions first, nothing where they are refused.
+    """Read the source to its end, then commit all its tables: the impressions (of a source without any: the grades)
+    first, nothing where they are refused.
 
     Raises:
         ValueError: the source cannot be read; the message names the file or the setting.
-        TableError: a column is missing or of the wrong type, too many rows are refused, or there are no impressions.
+        TableError: a column is missing or of the wrong type, too many rows are refused, or there are no impressions
+            (of a source of judged pairs: no judgements).
     """
     source, options = _adapter(config)
+    needed = Impressions if gives_impressions(config) else RelevanceGrades
+    now = lake.now()  # one time for all, so that what is dated now is not in the future of a rule
     identity = {"name": config.source, "path": str(config.path), "options": options.model_dump(mode="json")}
     with contextlib.ExitStack() as stack:
         writers: dict[type[dy.Schema], TableWriter] = {}
-        for schema in sorted(WRITES, key=lambda schema: schema is Impressions):  # the last to enter commits first
+        for schema in sorted(WRITES, key=lambda schema: schema is needed):  # the last to enter commits first
             writers[schema] = stack.enter_context(
                 lake.writer(
                     schema,
                     max_quarantined_share=config.max_quarantined_share,
-                    rules=_not_in_future(schema, lake.now()),
+                    rules=_not_in_future(schema, now),
                     metadata={"source": identity},
                 )
             )
         spool = stack.enter_context(empty_folder(lake.folder("staging") / "ingest"))
-        intake = _Intake(writers, spool, lake.now())
+        intake = _Intake(writers, spool, now)
         last_line = time.monotonic()
         for piece in source.shards(config.path, options):
             intake.take(piece)
             if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 logger.info("ingest: %s impressions so far", f"{intake.num_offered:_}")
-        intake.write_impressions(config)
+        intake.write_log(config, needed)
         intake.write_catalogues(_items_before(lake, identity))
         writers[Impressions].metadata |= {
             "label_rule": source.label_rule(options),
-            "share_sampled": intake.num_sampled / intake.num_offered,
+            "share_sampled": intake.num_sampled / max(intake.num_offered, 1),
             "left_out": dict(intake.left_out),
             "num_impressions_without_item": intake.num_without_item,
         }
+    if intake.num_offered == 0:
+        logger.info(
+            "ingest: %s judged pairs of %s queries and %s items, and no impressions: enough to learn relevance from "
+            "(tailrank run label_relevance distill_relevance publish_features), but nothing to rank or to evaluate",
+            *(f"{lake.manifest(schema).rows:_}" for schema in (RelevanceGrades, Queries, Items)),
+        )
+
+
+def gives_impressions(config: Config) -> bool:
+    """Whether the source is a log; one of judged pairs alone is none."""
+    return bool(getattr(_module(config), "HAS_IMPRESSIONS", True))
 
 
 def outside_inputs(config: Config) -> str:
@@ -103,7 +121,7 @@ def outside_inputs(config: Config) -> str:
 
 def _adapter(config: Config) -> tuple[RawSource, BaseModel]:
     """The module of the source and its settings."""
-    source = cast(RawSource, importlib.import_module(f"jobs.raw_sources.{config.source}"))
+    source = _module(config)
     try:
         return source, source.Config.model_validate(config.options)
     except ValidationError as error:
@@ -112,12 +130,16 @@ def _adapter(config: Config) -> tuple[RawSource, BaseModel]:
         raise ValueError("\n".join(problems)) from error
 
 
+def _module(config: Config) -> RawSource:
+    return cast(RawSource, importlib.import_module(f"jobs.raw_sources.{config.source}"))
+
+
 class _Intake:
     """What has been read so far: impressions and judgements go to the lake, catalogues wait for the log's end."""
 
     def __init__(self, writers: Mapping[type[dy.Schema], TableWriter], spool: Path, now: dt.datetime) -> None:
         self.left_out: Counter[str] = Counter()
-        self.num_offered = self.num_sampled = self.num_without_item = 0
+        self.num_offered = self.num_sampled = self.num_without_item = self.num_judged = 0
         self._writers, self._now = writers, now
         self._waiting: dict[type[dy.Schema], list[pl.DataFrame]] = {schema: [] for schema in WRITES}
         self._catalogues = {schema: Catalogue(schema, spool) for schema in CATALOGUES}
@@ -149,27 +171,36 @@ class _Intake:
             self.num_sampled += int(frame.get_column("is_sampled").sum())
             for seen in self._first_seen.values():
                 seen.add(frame)
+        elif schema is RelevanceGrades:
+            self.num_judged += len(frame)
 
-    def write_impressions(self, config: Config) -> None:
+    def write_log(self, config: Config, needed: type[dy.Schema]) -> None:
         """Write what is left of the tables that go straight to the lake."""
         for schema in WRITES:
             self._write_waiting(schema)
         for rule, num_rows in self.left_out.items():
             logger.info("ingest: %s rows left out: %s", f"{num_rows:_}", rule)
-        if self.num_offered == 0:
+        if (self.num_offered if needed is Impressions else self.num_judged) == 0:
             raise TableError(
-                table_name(Impressions),
+                table_name(needed),
                 f"the source {config.source} gave no rows ({sum(self.left_out.values()):_} were left out by its rules)",
                 f"check that the files in {config.path} hold rows, and the rules that leave rows out",
             )
 
     def write_catalogues(self, items_before: pl.DataFrame) -> None:
-        """Write items, users and queries, dated by the impressions."""
+        """Write items, users and queries, dated by the impressions.
+
+        Where there are none, an item without a date keeps that of the last run, for nothing else dates it.
+        """
         items_seen, users_seen = self._first_seen[Items].merged(), self._first_seen[Users].merged()
         log_start = items_seen.get_column("first_seen").min()
         log_start = log_start if isinstance(log_start, dt.datetime) else self._now
         for items in self._catalogues[Items].frames():
-            items = dated(items, items_seen, log_start, truncate_to="1d")
+            if self.num_offered == 0:
+                before = items_before.select("item_id", first_seen="event_timestamp")
+                items = dated(items, before, self._now, truncate_to="1us")
+            else:
+                items = dated(items, items_seen, log_start, truncate_to="1d")
             self._writers[Items].write_shard(with_created_timestamp(items, items_before, self._now))
         users_given = False
         for users in self._catalogues[Users].frames():

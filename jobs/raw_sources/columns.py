@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field
 
 from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades, Users
 from jobs.raw_sources import LeftOut, Shard, negative_sampling
-from jobs.raw_sources.tabular_files import find_files, folder_of, id_text, scan_file
+from jobs.raw_sources.tabular_files import find_files, folder_of, id_text, named_columns, scan_file, sql_expression
 from jobs.raw_sources.times import TimeNotation, TimeUnit, as_utc, check_times
 
 ROWS_PER_SHARD = 500_000
@@ -163,7 +163,7 @@ def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
 def _selected(folder: Path, table: Table, schema: type[dy.Schema], setting: str, workspace: Path) -> pl.LazyFrame:
     """The columns of `select` with the types of the schema, and the column `__kept`: what `where` says."""
     _check_names(table, schema, setting)
-    ids = [column for name, text in table.select.items() if name.endswith("_id") for column in _columns_of(text)]
+    ids = [column for name, text in table.select.items() if name.endswith("_id") for column in named_columns(text)]
 
     def scan(files: str | tuple[str, ...], text_columns: list[str]) -> pl.LazyFrame:
         scans = [
@@ -178,8 +178,8 @@ def _selected(folder: Path, table: Table, schema: type[dy.Schema], setting: str,
     for join in table.joins:
         frame = _joined(frame, scan(join.files, ids), join, setting)
     available = frame.collect_schema()
-    raw = {name: _expression(text, available, f"{setting} select.{name}") for name, text in table.select.items()}
-    kept = pl.lit(True) if table.where is None else _expression(table.where, available, f"{setting} where")
+    raw = {name: sql_expression(text, available, f"{setting} select.{name}") for name, text in table.select.items()}
+    kept = pl.lit(True) if table.where is None else sql_expression(table.where, available, f"{setting} where")
     picked = frame.select(kept.fill_null(False).alias(KEPT), *[expr.alias(name) for name, expr in raw.items()])
     wanted = schema.create_empty().schema
     if times := [name for name in table.select if isinstance(wanted[name], pl.Datetime)]:
@@ -205,30 +205,6 @@ def _check_names(table: Table, schema: type[dy.Schema], setting: str) -> None:
     }.get(schema, tuple(known))
     if missing := [name for name in required if name not in table.select]:
         raise ValueError(f"{setting} select: {', '.join(missing)} missing; say which column of {table.files} it is")
-
-
-def _columns_of(text: str) -> list[str]:
-    try:
-        return [text, *pl.sql_expr(text).meta.root_names()]
-    except pl.exceptions.PolarsError:
-        return [text]  # a bare name that is no SQL; where it is not even that, `_expression` says so
-
-
-def _expression(text: str, available: pl.Schema, setting: str) -> pl.Expr:
-    if text in available:
-        return pl.col(text)  # a bare name need not be quoted, whatever is in it
-    try:
-        expression = pl.sql_expr(text)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{setting} = {text!r} is neither a column nor a SQL expression: {error}") from error
-    for name in expression.meta.root_names():
-        if name not in available:
-            near = difflib.get_close_matches(name, available.names(), n=1)
-            raise ValueError(
-                f"{setting} = {text!r}: there is no column {name!r}{f'; is {near[0]!r} meant?' if near else ''} "
-                f"Found: {', '.join(available.names())}"
-            )
-    return expression
 
 
 def _joined(frame: pl.LazyFrame, other: pl.LazyFrame, join: Join, setting: str) -> pl.LazyFrame:

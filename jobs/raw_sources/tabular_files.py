@@ -1,6 +1,7 @@
 """Opens the CSV and parquet files of a raw log, lazily, and says plainly what is wrong with one that cannot be read."""
 
 import codecs
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -104,6 +105,41 @@ def id_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.String):
         return column.str.strip_chars()
     return column.cast(pl.String) if dtype.is_integer() else column
+
+
+def named_columns(text: str) -> list[str]:
+    """The columns that a setting may mean: its text as it is, and those that it names as a SQL expression."""
+    try:
+        return [text, *pl.sql_expr(text).meta.root_names()]
+    except pl.exceptions.PolarsError:
+        return [text]  # a bare name that is no SQL; where it is not even that, `sql_expression` says so
+
+
+def sql_expression(text: str, available: pl.Schema, setting: str) -> pl.Expr:
+    """A column, or an expression over columns in polars' dialect of SQL.
+
+    Args:
+        text: a column's name as it is, quoted or not, or an expression.
+        available: the columns that there are.
+        setting: where the text was written, for the message.
+
+    Raises:
+        ValueError: it is neither, or names a column that there is not.
+    """
+    if text in available:
+        return pl.col(text)  # a bare name need not be quoted, whatever is in it
+    try:
+        expression = pl.sql_expr(text)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{setting} = {text!r} is neither a column nor a SQL expression: {error}") from error
+    for name in expression.meta.root_names():
+        if name not in available:
+            near = difflib.get_close_matches(name, available.names(), n=1)
+            raise ValueError(
+                f"{setting} = {text!r}: there is no column {name!r}{f'; is {near[0]!r} meant?' if near else ''} "
+                f"Found: {', '.join(available.names())}"
+            )
+    return expression
 
 
 def _pandas_made_floats(ids: pl.Series) -> bool:

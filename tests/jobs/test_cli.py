@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from feature_repo import table_schemas as tables
-from jobs import embed_items_learn, embed_users_learn
+from jobs import embed_items_learn, embed_users_learn, flow
 from jobs.cli import app
 from jobs.lake import Lake
 
@@ -127,6 +127,25 @@ def test_bad_data_exits_with_1_and_one_message(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: nowhere.parquet: there is no such file")
     assert "Traceback" not in done.stderr
+
+
+def test_judged_pairs_are_taken_in_by_flags_and_the_lake_then_knows_what_it_cannot_do(tmp_path: Path) -> None:
+    pl.DataFrame({"term": ["oak door"], "sku": ["d1"], "title": ["Door, oak"], "stars": [4]}).write_csv(
+        tmp_path / "judged.csv"
+    )
+    lake = ["--lake", str(tmp_path / "lake")]
+    given = {"query": "term", "grade": "stars", "grade_worst": "1", "grade_best": "5"}
+    flags = [word for key, value in given.items() for word in ("--set", f"sources.judged_pairs.{key}={value}")]
+    result = tailrank("ingest", "judged_pairs", str(tmp_path / "judged.csv"), *flags, *lake)
+    assert result.exit_code == 0, result.output
+    assert Lake(tmp_path / "lake").read(tables.RelevanceGrades)["grade"].to_list() == [2.25]
+    with pytest.raises(ValueError, match="made of judged pairs alone") as error:
+        tailrank("run", *lake)
+    assert "aggregate_activity" in str(error.value)
+    assert "tailrank run embed_items" in str(error.value)
+    drawn = tailrank("plan", *lake, COLUMNS="160")
+    assert drawn.exit_code == 0
+    assert drawn.output.count("not for this lake: it has no impressions") == len(flow.NEED_IMPRESSIONS)
 
 
 def test_explain_prints_what_a_vector_of_the_time_stands_for(learn_lake: Lake) -> None:

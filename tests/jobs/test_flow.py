@@ -7,7 +7,14 @@ import polars as pl
 import pytest
 from pydantic import BaseModel
 
-from feature_repo.table_schemas import ItemContentEmbeddings, Queries, RelevanceGrades, TrueProbabilities, Users
+from feature_repo.table_schemas import (
+    Impressions,
+    ItemContentEmbeddings,
+    Queries,
+    RelevanceGrades,
+    TrueProbabilities,
+    Users,
+)
 from jobs import flow
 from jobs.lake import Lake, table_name
 
@@ -173,3 +180,28 @@ def test_every_field_of_every_configuration_is_explained():
                 assert isinstance(below, ast.Expr), (
                     f"{name}.Config.{ast.unparse(node.target)} has no docstring below it"
                 )
+
+
+def test_a_lake_of_judged_pairs_alone_stops_at_steps_that_need_a_log_before_anything_runs(lake: Lake):
+    defaults = {name: flow.step(name).config_class() for name in flow.STEPS}
+    lake.write(Impressions, Impressions.create_empty())
+    with pytest.raises(
+        ValueError, match=r"made of judged pairs alone.*cannot run: train_ranker\.\n.*embed_items .*publish"
+    ):
+        flow.run_steps(lake, defaults, ["embed_items", "train_ranker"])
+    assert flow.last_run(lake, "embed_items") is None
+    others = [name for name in flow.STEPS if name not in (*flow.NEED_IMPRESSIONS, "ingest")]
+    assert flow.needing_impressions(lake, defaults, others) == []
+    judged = {**defaults, "ingest": flow.step("ingest").config_class(source="judged_pairs")}
+    assert flow.needing_impressions(lake, judged, flow.STEPS) == list(flow.NEED_IMPRESSIONS)
+    assert flow.needing_impressions(lake, defaults, flow.STEPS) == []  # ingest takes in a log first
+
+
+def test_steps_that_need_impressions_are_those_that_stand_on_them():
+    on_the_log = {table_name(Impressions)}
+    for name in flow.STEPS:
+        one = flow.step(name)
+        stands_on_it = bool(on_the_log & {table_name(schema) for schema in one.reads})
+        assert stands_on_it or name not in flow.NEED_IMPRESSIONS, name
+        if name in flow.NEED_IMPRESSIONS:
+            on_the_log |= {table_name(schema) for schema in one.writes}

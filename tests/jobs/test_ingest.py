@@ -279,6 +279,79 @@ def test_the_simulator_has_no_raw_files():
     assert ingest.outside_inputs(ingest.Config()) == ingest.outside_inputs(ingest.Config(options={"seed": 8}))
 
 
+# --- judged pairs, without a log --------------------------------------------------------------------------------
+
+JUDGED = pl.DataFrame(
+    {
+        "query": ["wool sock", "wool sock", "door"],
+        "item_id": ["a", "b", "c"],
+        "title": ["A", "B", "C"],
+        "grade": [1, 2, 3],
+    }
+)
+
+
+def judged_config(path: Path, **options: Any) -> ingest.Config:
+    return ingest.Config(source="judged_pairs", path=path, options={"grade_worst": 1, "grade_best": 3, **options})
+
+
+def test_judged_pairs_need_no_impressions_and_the_log_says_what_they_are_good_for(
+    lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture, now: dt.datetime
+):
+    caplog.set_level("INFO")
+    JUDGED.write_parquet(tmp_path / "judged.parquet")
+    ingest.run(lake, judged_config(tmp_path / "judged.parquet"))
+    assert {schema: lake.manifest(schema).rows for schema in ingest.WRITES} == {
+        Items: 3,
+        Users: 0,
+        Queries: 2,
+        Impressions: 0,
+        RelevanceGrades: 3,
+        TrueProbabilities: 0,
+    }
+    assert "3 judged pairs of 2 queries and 3 items, and no impressions: enough to learn relevance from" in caplog.text
+    assert "label_relevance distill_relevance publish_features" in caplog.text
+    assert lake.read(Items).get_column("event_timestamp").unique().to_list() == [now]
+    assert lake.manifest(Impressions).metadata["share_sampled"] == 0.0
+    assert not ingest.gives_impressions(judged_config(tmp_path))
+
+
+def test_items_of_judged_pairs_keep_their_first_date_and_only_new_texts_are_new(tmp_path: Path, now: dt.datetime):
+    file = tmp_path / "judged.parquet"
+    JUDGED.write_parquet(file)
+    ingest.run(Lake(tmp_path / "lake", now=lambda: now), judged_config(file))
+    later = now + dt.timedelta(days=1)
+    more = JUDGED.with_columns(title=pl.col("title").replace("B", "Bee")).vstack(
+        pl.DataFrame({"query": ["door"], "item_id": ["d"], "title": ["D"], "grade": [3]})
+    )
+    more.write_parquet(file)
+    lake = Lake(tmp_path / "lake", now=lambda: later)
+    ingest.run(lake, judged_config(file))
+    dated = {item: (since, made) for item, since, made in lake.read(Items).select(
+        "item_id", "event_timestamp", "created_timestamp").iter_rows()}  # fmt: skip
+    assert dated == {"a": (now, now), "b": (now, later), "c": (now, now), "d": (later, later)}
+
+
+def test_items_of_judged_pairs_are_dated_as_the_settings_say(lake: Lake, tmp_path: Path):
+    JUDGED.write_parquet(tmp_path / "judged.parquet")
+    ingest.run(lake, judged_config(tmp_path, available_from=dt.date(2016, 1, 1)))
+    assert lake.read(Items).get_column("event_timestamp").unique().to_list() == [
+        dt.datetime(2016, 1, 1, tzinfo=dt.timezone.utc)
+    ]
+
+
+def test_no_judgements_at_all_are_an_error_and_grades_off_the_scale_are_quarantined(lake: Lake, tmp_path: Path):
+    JUDGED.clear().write_parquet(tmp_path / "judged.parquet")
+    with pytest.raises(TableError, match="relevance_grades: the source judged_pairs gave no rows"):
+        ingest.run(lake, judged_config(tmp_path))
+    JUDGED.with_columns(grade=pl.Series([1, 2, 30])).write_parquet(tmp_path / "judged.parquet")
+    with pytest.raises(TableError, match=r"relevance_grades: rows break its rules \[grade\|max: 1\]"):
+        ingest.run(lake, judged_config(tmp_path))
+    assert not any(lake.exists(schema) for schema in ingest.WRITES)
+    ingest.run(lake, judged_config(tmp_path).model_copy(update={"max_quarantined_share": 0.5}))
+    assert quarantined(lake, "relevance_grades").get_column("item_id").to_list() == ["c"]
+
+
 @pytest.mark.realdata
 def test_movielens_latest_small_is_ingested_whole(lake: Lake, real_data: Path):
     ingest.run(lake, ingest.Config(source="movielens", path=real_data / "ml_latest_small"))
