@@ -4,6 +4,7 @@ LEARN (arXiv 2405.03988) describes six slots in this order: title, category, bra
 lead-in, then one short sentence per slot with the value in quotes. The wording is ours, the slots are the paper's.
 `learn_described` adds the description as a seventh (ours: some catalogues say most of what they know there).
 `amazon` is the three-slot form of RecFormer that LEARN uses on the Amazon sets: `Title: a. Brand: b. Category: c`.
+`relevance` is what the students of MKD read beside a query: title, category, brand and attributes, bare; ours [NF->P].
 
 A missing slot is left out with its sentence. An item without any text has no prompt (null), and so no vector; a price
 alone is not text.
@@ -85,11 +86,24 @@ def _amazon() -> pl.Expr:
     ).replace("", None)
 
 
+def _relevance() -> pl.Expr:
+    """Without names of slots, and the brand only where the title does not say it: shorter, and read no worse."""
+    title, brand = cleaned("title"), cleaned("brand")
+    is_said = title.str.to_lowercase().str.contains(brand.str.to_lowercase(), literal=True).fill_null(False)
+    category = cleaned("category").str.replace_all(r"\s*[>|]\s*", " ")
+    slots = (title, category, pl.when(~is_said).then(brand), cleaned("attributes"))
+    return pl.concat_str(slots, separator=". ", ignore_nulls=True).replace("", None)
+
+
+QUERY_TEXT = cleaned("query_text")
+"""What the students read of a query, over the columns of `Queries`; part of the version of `relevance`."""
+
 PROMPTS = {
     "learn": Prompt("learn_v1", _learn()),
     "learn_described": Prompt(
         "learn_described_v1", _learn(pl.format('It is described as "{}".', cleaned("description")))
     ),
     "amazon": Prompt("amazon_v1", _amazon()),
+    "relevance": Prompt("relevance_v1", _relevance()),
 }
 """The templates by the name that a configuration gives them."""

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from embedders.prompts import PROMPTS
+from embedders.prompts import PROMPTS, QUERY_TEXT
 from feature_repo.table_schemas import Items
 
 SLOTS = ("title", "category", "brand", "price_cents", "keywords", "attributes", "description")
@@ -45,7 +45,7 @@ def test_a_missing_slot_is_left_out_with_its_sentence(slots: dict[str, str | int
     assert text_of("learn", **slots) == expected
 
 
-@pytest.mark.parametrize("prompt", ["learn", "learn_described", "amazon"])
+@pytest.mark.parametrize("prompt", ["learn", "learn_described", "amazon", "relevance"])
 @pytest.mark.parametrize("slots", [{}, {"price_cents": 999}, {"title": "", "brand": " \t\n"}, {"title": "&nbsp;"}])
 def test_an_item_without_text_has_no_prompt(prompt: str, slots: dict[str, str | int]):
     assert text_of(prompt, **slots) is None
@@ -64,6 +64,21 @@ def test_the_amazon_form_joins_title_brand_and_category():
         == "Title: Saw. Brand: Bahco. Category: Tools Hand tools Saws"
     )
     assert text_of("amazon", title="Saw") == "Title: Saw"
+
+
+def test_a_student_reads_bare_slots_and_the_brand_once():
+    slots = {"category": "Tools > Saws", "attributes": "size: 20 cm", "price_cents": 100, "keywords": "not read"}
+    assert text_of("relevance", title="Hand saw", brand="Bahco", **slots) == "Hand saw. Tools Saws. Bahco. size: 20 cm"
+    assert text_of("relevance", title="BAHCO hand saw", brand="Bahco", **slots) == (
+        "BAHCO hand saw. Tools Saws. size: 20 cm"
+    )
+    assert text_of("relevance", title="Saw (old.)", brand="S.w") == "Saw (old.). S.w"
+    assert text_of("relevance", brand="Bahco") == "Bahco"
+
+
+def test_a_query_is_cleaned_and_blanks_are_none():
+    queries = pl.DataFrame({"query_text": [" red\t&amp; blue ", " ", "saw"]})
+    assert queries.select(QUERY_TEXT).to_series().to_list() == ["red & blue", None, "saw"]
 
 
 @pytest.mark.parametrize(
