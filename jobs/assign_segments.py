@@ -51,20 +51,22 @@ class Config(BaseModel, extra="forbid", frozen=True):
     lookback_days: PositiveInt = 180
     """Days before the test window that are counted."""
     kinds: tuple[str, ...] | None = None
-    """user_segment, item_segment, user_item_segment (their cross), category, item_age, item_text, position; by default
-    all that this log has columns for. The configured columns come in addition."""
+    """user_segment, item_segment, user_item_segment (their cross), category, item_age, item_text, position, query; by
+    default all that this log has columns for. The configured columns come in addition."""
     columns: dict[str, SegmentColumn] = {}
     """Further kinds, by any column: `brand = {table = "items", column = "brand"}`; a number by quartiles or `edges`."""
     item_age_days: tuple[PositiveInt, ...] = Field(default=(7, 30, 180), min_length=1)
     """Ages of an item, in days, that end a range."""
     position_edges: tuple[PositiveInt, ...] = Field(default=(1, 4, 10), min_length=1)
     """Positions at which a range begins; the top of the slate is 0."""
+    query_edges: tuple[PositiveInt, ...] = Field(default=(1, 10, 100), min_length=1)
+    """Impressions of a query before the test at which a range begins: never shown, tail, torso, head."""
     max_categories: PositiveInt = Field(default=12, le=50)
     """Categories with a segment of their own, the biggest; so many values of a text column that has over 50."""
     memory_limit: str = Field(default="2GB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
     """Memory that DuckDB may use; beyond it, it spills to disk, inside the lake."""
 
-    @field_validator("item_age_days", "position_edges")
+    @field_validator("item_age_days", "position_edges", "query_edges")
     @classmethod
     def _ascending(cls, edges: tuple[int, ...]) -> tuple[int, ...]:
         return ascending(edges)
@@ -118,7 +120,7 @@ def run(lake: Lake, config: Config) -> None:
         "user_segment": _tier_rule(user_rule, config.user_long_tail_max),
         "item_segment": _tier_rule(item_rule, config.item_long_tail_max),
     }
-    cuts = Cuts(config.columns, config.item_age_days, config.position_edges, config.max_categories)
+    cuts = Cuts(config.columns, config.item_age_days, config.position_edges, config.query_edges, config.max_categories)
     with open_log(lake, train_start, test_start, config.memory_limit) as known:
         write_impression_segments(lake, known, config.kinds, cuts, tier_rules, num_rows=_total(shown_by_user))
     Console().print(shares_table(shares_of(lake)))

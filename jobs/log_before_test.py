@@ -79,6 +79,16 @@ class LogBeforeTest:
         ).fetchall()[0]
         return smallest.get_column("value").to_list(), [value for value in quartiles if value is not None]
 
+    def impressions_of(self, column: str) -> str:
+        """SQL of how often the value that an impression has in `column` was shown before the test; 0 if never."""
+        view = f"{column}_before_test"
+        start, end = (f"TIMESTAMPTZ '{moment.isoformat()}'" for moment in self._window.values())
+        self._connection.execute(
+            f"""CREATE OR REPLACE VIEW {view} AS SELECT {column}, count(*) AS num_impressions FROM impressions
+            WHERE event_timestamp >= {start} AND event_timestamp < {end} GROUP BY {column}"""
+        )
+        return f"coalesce((SELECT num_impressions FROM {view} WHERE {view}.{column} = impressions.{column}), 0)"
+
     def _training_values(self, table: str, value: str) -> str:
         """SQL of the values over the training rows before the test, nulls left out.
 

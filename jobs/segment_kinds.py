@@ -26,6 +26,7 @@ BUILT_IN = (
     "item_age",
     "item_text",
     "position",
+    "query",
 )
 """Kinds that need no more than their name."""
 
@@ -34,6 +35,7 @@ NEEDS = {
     "item_age": ("items", "event_timestamp"),
     "item_text": ("items", "title"),
     "position": ("impressions", "position"),
+    "query": ("impressions", "query_id"),
 }
 """Built-in kind -> the table and column that it is cut by."""
 
@@ -71,6 +73,7 @@ class Cuts:
     columns: Mapping[str, SegmentColumn]
     item_age_days: Sequence[int]
     position_edges: Sequence[int]
+    query_edges: Sequence[int]
     max_categories: int
 
 
@@ -154,6 +157,8 @@ def kind_of(name: str, cuts: Cuts, known: LogBeforeTest, tier_rules: Mapping[str
     if name == "position":
         cut = whole_number_ranges(pl.col(name), cuts.position_edges)
         return SegmentKind(name, {name: "impressions.position"}, (table,), cut, "Position in the slate, 0 at the top")
+    if name == "query":
+        return _query_kind(cuts, known)
     if name == "item_age":
         return _age_kind(name, "items", column, cuts.item_age_days, known)
     return _words_kind(name, table, column, cuts.max_categories, cuts.max_categories, known)
@@ -198,6 +203,14 @@ def _age_kind(name: str, table: str, column: str, limits: Sequence[int], known: 
     rule = f"Days from {column} of {table} to the start of the test window"
     value = quoted(table, column)
     return SegmentKind(name, {name: value}, (table,), age(pl.col(name), known.test_start, limits), rule)
+
+
+def _query_kind(cuts: Cuts, known: LogBeforeTest) -> SegmentKind:
+    """Head, torso and tail of a search log; impressions of a feed are a segment of their own."""
+    values = {"query": "impressions.query_id", "query_impressions": known.impressions_of("query_id")}
+    shown = whole_number_ranges(pl.col("query_impressions"), cuts.query_edges)
+    cut = pl.when(pl.col("query").is_null()).then(pl.lit("no query")).otherwise(shown)
+    return SegmentKind("query", values, ("impressions",), cut, "Impressions of the query before the test window")
 
 
 def _words_kind(

@@ -47,6 +47,7 @@ KIND_NAMES = {
     "user_item_segment": "Users and items by tier",
     "item_age": "Age of the item",
     "item_text": "Text of the item",
+    "query": "Queries by impressions before the test",
 }
 
 
@@ -69,6 +70,8 @@ def short_segment_name(kind: str, segment: str) -> str:
         return " × ".join(_tier_name(part) for part in _tiers(kind, segment))
     if kind == "item_text":
         return {"text": "items with text", "no text": "items without text"}.get(segment, segment)
+    if kind == "query":
+        return segment if segment == "no query" else f"queries shown {segment} times"
     if kind == "item_age":
         return f"items {segment}" if segment.startswith("new ") else f"items {segment} old"
     return segment

@@ -251,6 +251,7 @@ def test_kinds_that_the_log_cannot_give_are_left_out_with_a_reason(
         "item_age": "item_age needs items.event_timestamp, and this log has no items",
         "item_text": "item_text needs items.title, and this log has no items",
         "position": "no test impression has one",
+        "query": "all test impressions are `no query`",
     }
     assert "impression_segments: position left out: no test impression has one" in caplog.text
 
@@ -258,7 +259,10 @@ def test_kinds_that_the_log_cannot_give_are_left_out_with_a_reason(
 def test_a_kind_that_says_the_same_of_all_is_left_out_unless_named(lake: Lake) -> None:
     fill(lake, test=TEST[:5])
     assert "item_text" not in assigned(lake)
-    assert lake.manifest(ImpressionSegments).metadata["left_out"] == {"item_text": "all test impressions are `text`"}
+    assert lake.manifest(ImpressionSegments).metadata["left_out"] == {
+        "item_text": "all test impressions are `text`",
+        "query": "all test impressions are `no query`",
+    }
     assert set(assigned(lake, kinds=("item_text",))["item_text"].values()) == {"text"}
 
 
@@ -350,6 +354,20 @@ def test_shares_and_rules_are_in_the_manifest_and_printed(lake: Lake, capsys: py
     printed = capsys.readouterr().out
     assert "Share of the test split" in printed
     assert ["cold-start", "users", "33.3%", "50.0%", "–"] in [line.split() for line in printed.splitlines()]
+
+
+def test_queries_are_cut_by_how_often_they_were_shown_before_the_test(lake: Lake) -> None:
+    """p0 is before the training window and counts for nothing; what the test shows counts for nothing, either."""
+    fill(lake, past=[("p0", "ann", "lamp", -31, True, 0), *PAST[1:]])
+    queries = {"p0": "tail", "p1": "head", "p2": "head", "p3": "head", "p4": "tail"}
+    queries |= {"t0": "head", "t1": "tail", "t2": "tail", "t3": "new", "t4": "new"}
+    log = lake.read(Impressions).with_columns(
+        query_id=pl.col("impression_id").replace_strict(queries, default=None, return_dtype=pl.String)
+    )
+    lake.write(Impressions, log)
+    kinds = assigned(lake, query_edges=(1, 3))
+    assert of(kinds["query"]) == ["3 and more", "1-2", "1-2", "0", "0", "no query"]
+    assert kinds["query"] == assigned(lake, kinds=("query",), query_edges=(1, 3))["query"]
 
 
 def test_edges_and_ages_are_settings(lake: Lake) -> None:
