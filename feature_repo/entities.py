@@ -19,3 +19,12 @@ item = Entity(
     owner="tailrank",
     tags={"made_by": "tailrank"},
 )
+
+query = Entity(
+    name="query",
+    join_keys=["query_id"],
+    value_type=ValueType.STRING,
+    description="What somebody typed to find items; in a feed there is none.",
+    owner="tailrank",
+    tags={"made_by": "tailrank"},
+)

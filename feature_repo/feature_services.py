@@ -1,4 +1,4 @@
-"""One service a model: the features it is trained on, and is served with. Each adds to the one before."""
+"""One service a model: the features it is trained on, and is served with. Each adds to an earlier one."""
 
 from feast import FeatureService
 from feature_views import (
@@ -8,6 +8,12 @@ from feature_views import (
     item_content_version,
     item_learn,
     item_learn_version,
+    item_relevance,
+    item_relevance_version,
+    query_item_relevance,
+    query_relevance,
+    query_relevance_version,
+    relevance_on_demand,
     user_activity,
     user_content,
     user_content_version,
@@ -21,6 +27,14 @@ from feature_views import (
 BASE = [user_activity, user_history, item_activity, item_attributes]
 CONTENT = [user_content_version, user_content, item_content_version, item_content, user_item_content_cosine]
 LEARN = [user_interest_learn_version, user_interest_learn, item_learn_version, item_learn, user_item_learn_cosine]
+RELEVANCE = [
+    query_relevance_version,
+    query_relevance[["query_relevance_embedding"]],
+    item_relevance_version,
+    item_relevance,
+    query_item_relevance,
+    relevance_on_demand,
+]
 
 ranker_base_v1 = FeatureService(
     name="ranker_base_v1",
@@ -42,6 +56,14 @@ ranker_learn_v1 = FeatureService(
     name="ranker_learn_v1",
     features=[*BASE, *CONTENT, *LEARN],
     description="ranker_content_v1, and what users want and items offer, aligned by what was clicked (LEARN).",
+    owner="tailrank",
+    tags={"made_by": "tailrank", "stage": "candidate"},
+)
+
+ranker_relevance_v1 = FeatureService(
+    name="ranker_relevance_v1",
+    features=[*BASE, *CONTENT, *RELEVANCE],
+    description="ranker_content_v1, and how relevant items are to queries, distilled from a teacher (ELLM-rele, MKD).",
     owner="tailrank",
     tags={"made_by": "tailrank", "stage": "candidate"},
 )

@@ -37,7 +37,7 @@ def item_activity_view(item: Entity, *, lake: str | None = None) -> FeatureView:
         ),
         description="Impressions, clicks, conversions and rates of an item over 1, 7, 30 and 180 days.",
         owner=OWNER,
-        tags={**MADE_BY, "lake_table": "item_activity", "lake_key": "item_id"},
+        tags={**MADE_BY, "lake_table": "item_activity"},
     )
 
 
@@ -56,7 +56,7 @@ def item_attributes_view(item: Entity, *, lake: str | None = None) -> FeatureVie
         source=lake_table("items", "One row per item.", lake=lake, renamed={"item_id": item.join_key}),
         description="Category, brand and price of an item.",
         owner=OWNER,
-        tags={**MADE_BY, "lake_table": "items", "lake_key": "item_id"},
+        tags={**MADE_BY, "lake_table": "items"},
     )
 
 

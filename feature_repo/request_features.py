@@ -1,6 +1,7 @@
 """Features computed when they are asked for, from features that are stored."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from feast import Field, OnDemandFeatureView
@@ -26,6 +27,23 @@ def cosines(ones: list[list[float] | None], others: list[list[float] | None]) ->
     return found
 
 
+def relevances(
+    cosines_of_pairs: list[float | None], scales: list[float | None], biases: list[float | None]
+) -> list[float | None]:
+    """sigmoid(scale * cosine + bias) of each pair; null where any of them is."""
+    import math
+
+    found: list[float | None] = []
+    for cosine, scale, bias in zip(cosines_of_pairs, scales, biases, strict=True):
+        if cosine is None or scale is None or bias is None:
+            found.append(None)
+            continue
+        logit = scale * cosine + bias
+        small = math.exp(-abs(logit))  # of the side that cannot overflow
+        found.append(1.0 / (1.0 + small) if logit >= 0.0 else small / (1.0 + small))
+    return found
+
+
 def user_item_content_cosine_view(user_content: FeatureView, item_content: FeatureView) -> OnDemandFeatureView:
     """How close an item is to what a user's history is about."""
     return _cosine_view(
@@ -46,18 +64,54 @@ def user_item_learn_cosine_view(user_interest_learn: FeatureView, item_learn: Fe
     )
 
 
+def relevance_on_demand_view(query_relevance: FeatureView, item_relevance: FeatureView) -> OnDemandFeatureView:
+    """How relevant an item is to a query, for any pair: the calibrated cosine of their vectors.
+
+    Beside the query's vector its view has the scale and the bias, which are read here and are features of no service.
+    """
+    query_vector, scale, bias = (one.name for one in query_relevance.features)
+    (item_vector,) = (one.name for one in item_relevance.features)
+    name = "relevance_on_demand"
+    return _computed_view(
+        name,
+        [query_relevance, item_relevance],
+        [cosines, relevances],
+        f"relevances(cosines(inputs[{query_vector!r}], inputs[{item_vector!r}]), inputs[{scale!r}], inputs[{bias!r}])",
+        role="rate",
+        description="How relevant an item is to a query, also of a pair that was never shown (MKD, representation).",
+    )
+
+
 def _cosine_view(name: str, user: FeatureView, item: FeatureView, description: str) -> OnDemandFeatureView:
     """The cosine of the two views' vectors (each view's one feature), under `name`."""
     (user_vector,), (item_vector,) = user.features, item.features
-    source = inspect.getsource(cosines) + (
-        f"\n\ndef {name}(inputs):\n"
-        f"    return {{{name!r}: cosines(inputs[{user_vector.name!r}], inputs[{item_vector.name!r}])}}\n"
+    return _computed_view(
+        name,
+        [user, item],
+        [cosines],
+        f"cosines(inputs[{user_vector.name!r}], inputs[{item_vector.name!r}])",
+        role="scalar",
+        description=description,
     )
+
+
+def _computed_view(
+    name: str,
+    sources: list[FeatureView],
+    functions: list[Callable[..., Any]],
+    expression: str,
+    *,
+    role: str,
+    description: str,
+) -> OnDemandFeatureView:
+    """The view of one feature, `name`: `expression` of `inputs`, in which `functions` may be called."""
+    source = "\n\n".join(inspect.getsource(one) for one in functions)
+    source += f"\n\ndef {name}(inputs):\n    return {{{name!r}: {expression}}}\n"
     names: dict[str, Any] = {}
     exec(source, names)  # as Feast does wherever it reads the registry, so that one function runs everywhere
     return OnDemandFeatureView(
         name=name,
-        sources=[user, item],
+        sources=sources,
         # Feast infers the fields and wants the declared ones equal, so a field cannot have tags: the view has the role.
         schema=[Field(name=name, dtype=Float64)],
         mode="python",
@@ -65,5 +119,5 @@ def _cosine_view(name: str, user: FeatureView, item: FeatureView, description: s
         udf_string=source,
         description=description,
         owner=OWNER,
-        tags={**MADE_BY, "role": "scalar"},
+        tags={**MADE_BY, "role": role},
     )

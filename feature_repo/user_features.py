@@ -29,7 +29,7 @@ def user_activity_view(user: Entity, *, lake: str | None = None) -> FeatureView:
         ),
         description="Impressions, clicks, conversions and rates of a user over 1, 7, 30 and 180 days.",
         owner=OWNER,
-        tags={**MADE_BY, "lake_table": "user_activity", "lake_key": "user_id"},
+        tags={**MADE_BY, "lake_table": "user_activity"},
     )
 
 
@@ -52,7 +52,7 @@ def user_history_view(user: Entity, *, lake: str | None = None) -> FeatureView:
         ),
         description="The last items a user clicked, dated.",
         owner=OWNER,
-        tags={**MADE_BY, "lake_table": "user_histories", "lake_key": "user_id"},
+        tags={**MADE_BY, "lake_table": "user_histories"},
     )
 
 

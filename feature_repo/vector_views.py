@@ -27,6 +27,7 @@ def vector_views(
     vector_feature: str,
     description: str,
     beside_id: Sequence[Field] = (),
+    beside_vector: Sequence[Field] = (),
     lake: str | None = None,
 ) -> tuple[FeatureView, FeatureView]:
     """The version view and the vector view over one table.
@@ -41,10 +42,11 @@ def vector_views(
         vector_feature: the table's column of vectors.
         description: what the vectors say.
         beside_id: further features of the version view.
+        beside_vector: further features of the vector view.
         lake: folder of the lake (`lake_folder`).
     """
     source = lake_table(table, grain, lake=lake, renamed={table_key: entity.join_key})
-    tags = {**MADE_BY, "lake_table": table, "lake_key": table_key}
+    tags = {**MADE_BY, "lake_table": table}
     version = FeatureView(
         name=f"{name}_version",
         entities=[entity],
@@ -63,7 +65,7 @@ def vector_views(
         name=name,
         entities=[entity],
         ttl=UNTIL_REPLACED,
-        schema=[key(entity.join_key), vector(vector_feature, name, table, description, lake)],
+        schema=[key(entity.join_key), vector(vector_feature, name, table, description, lake), *beside_vector],
         source=source,
         description=description,
         owner=OWNER,

@@ -4,19 +4,29 @@
 may be missing: its views are then not online, and a service that needs them cannot be joined.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import dataframely as dy
 
 from feature_repo.table_schemas import (
     ItemActivity,
     ItemContentEmbeddings,
     ItemLearnEmbeddings,
+    ItemRelevanceEmbeddings,
     Items,
+    QueryEmbeddings,
+    QueryItemRelevance,
     UserActivity,
     UserContentInterests,
     UserHistories,
     UserLearnInterests,
 )
 from jobs.lake import table_name
+
+if TYPE_CHECKING:
+    from feast import FeatureView
 
 STEPS_TO_WRITE: dict[type[dy.Schema], tuple[str, ...]] = {
     Items: ("ingest",),
@@ -27,6 +37,9 @@ STEPS_TO_WRITE: dict[type[dy.Schema], tuple[str, ...]] = {
     UserContentInterests: ("embed_users",),
     ItemLearnEmbeddings: ("fit_embedder", "embed_items_learn"),
     UserLearnInterests: ("fit_embedder", "embed_users_learn"),
+    QueryEmbeddings: ("label_relevance", "distill_relevance"),
+    ItemRelevanceEmbeddings: ("label_relevance", "distill_relevance"),
+    QueryItemRelevance: ("label_relevance", "distill_relevance"),
 }
 """Feature table -> the steps to run, in order, where it is missing."""
 
@@ -34,3 +47,10 @@ FEATURE_TABLES = tuple(STEPS_TO_WRITE)
 
 BY_NAME = {table_name(schema): schema for schema in FEATURE_TABLES}
 """The tag `lake_table` of a feature view -> its table."""
+
+
+def lake_keys(view: FeatureView) -> dict[str, str]:
+    """{join key of a view over one of these tables: the table's own column}: a team's entities have names of their own,
+    and the view's source says which column became which."""
+    ours = {theirs: column for column, theirs in view.batch_source.field_mapping.items()}
+    return {key: ours.get(key, key) for key in view.join_keys}

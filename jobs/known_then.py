@@ -13,6 +13,7 @@ import dataframely as dy
 import duckdb
 import polars as pl
 
+from jobs.feature_tables import lake_keys
 from jobs.lake import Lake
 from jobs.service_plan import ServicePlan
 
@@ -45,7 +46,7 @@ class Recheck:
         """
         features = joined.select(feature for feature in self._plan.joined_features if feature in joined.columns)
         self._sample.append(
-            impressions.select("impression_id", "user_id", "item_id", "event_timestamp")
+            impressions.select(*dict.fromkeys(("impression_id", "event_timestamp", *self._plan.join_keys.values())))
             .hstack(features)
             .gather_every(self._every)
         )
@@ -64,7 +65,7 @@ class Recheck:
             if table not in self._tables:
                 continue  # a team's own view: its history is not in the lake
             features = [ref.partition(":")[2] for ref in self._plan.refs if ref.startswith(f"{view.name}:")]
-            expected = self._newest_known(sample, table, view.tags["lake_key"], features, view.ttl)
+            expected = self._newest_known(sample, table, list(lake_keys(view).values()), features, view.ttl)
             together = sample.select("impression_id", *features).join(
                 expected, on="impression_id", how="left", suffix="__again", maintain_order="left"
             )
@@ -80,16 +81,17 @@ class Recheck:
                     )
 
     def _newest_known(
-        self, sample: pl.DataFrame, table: str, key: str, features: list[str], ttl: object
+        self, sample: pl.DataFrame, table: str, keys: list[str], features: list[str], ttl: object
     ) -> pl.DataFrame:
         files = [str(path) for path in self._lake.parquet_files(self._tables[table])]
         columns = ", ".join(f'f."{feature}"' for feature in features)
-        wanted = sample.select("impression_id", pl.col(key).alias("key"), pl.col("event_timestamp").alias("t"))
+        same_keys = " AND ".join(f'f."{key}" = s."{key}"' for key in keys)  # never true of a null
+        wanted = sample.select("impression_id", *keys, pl.col("event_timestamp").alias("t"))
         with contextlib.closing(duckdb.connect()) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.register("sample", wanted.to_arrow())
             return connection.execute(
-                f"""SELECT s.impression_id, {columns} FROM sample s JOIN read_parquet($files) f ON f."{key}" = s.key
+                f"""SELECT s.impression_id, {columns} FROM sample s JOIN read_parquet($files) f ON {same_keys}
                 WHERE f.event_timestamp <= s.t AND f.created_timestamp <= s.t
                   AND ($ttl IS NULL OR f.event_timestamp + $ttl >= s.t)
                 QUALIFY row_number() OVER (

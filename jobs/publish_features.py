@@ -19,8 +19,8 @@ import polars as pl
 from pydantic import BaseModel
 
 from jobs.feast_store import PUBLISHED, declared, open_store, quiet_feast, repo_digest, repo_folder
-from jobs.feature_tables import BY_NAME, FEATURE_TABLES
-from jobs.lake import Lake, table_name
+from jobs.feature_tables import BY_NAME, FEATURE_TABLES, lake_keys
+from jobs.lake import Lake
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -68,11 +68,8 @@ def run(lake: Lake, config: Config) -> None:
     ledger_path = lake.folder("feast") / PUBLISHED
     ledger = json.loads(ledger_path.read_text()) if ledger_path.exists() else {}
     views = [view for view in store.list_feature_views() if view.tags.get("lake_table") in BY_NAME and view.online]
-    for view in sorted(views, key=lambda each: str(each.name)):
-        schema = BY_NAME[view.tags["lake_table"]]
-        if not lake.exists(schema) or lake.manifest(schema).rows == 0:
-            logger.warning("publish_features: %s is empty, so %s is not online", table_name(schema), view.name)
-            continue
+    views = _with_rows(lake, sorted(views, key=lambda each: str(each.name)))
+    for view in views:
         key = f"{store.project}/{view.name}"
         digest = _digest(lake, store, view)
         if Published(*ledger.get(key, ("", 0, "", ""))).digest == digest and _differences(lake, store, view) == []:
@@ -82,6 +79,25 @@ def run(lake: Lake, config: Config) -> None:
         aside = ledger_path.with_suffix(".tmp")
         aside.write_text(json.dumps(ledger, indent=2))
         aside.replace(ledger_path)
+
+
+def _with_rows(lake: Lake, views: list[FeatureView]) -> list[FeatureView]:
+    """The views whose tables have rows; of the others it is said once that they are not online.
+
+    An empty table is what a method that is switched off leaves. A table that was never written is worth a warning.
+    """
+
+    def rows(view: FeatureView) -> int | None:
+        schema = BY_NAME[view.tags["lake_table"]]
+        return lake.manifest(schema).rows if lake.exists(schema) else None
+
+    for level, found, why in (
+        (logging.INFO, 0, "empty, as a method that is switched off leaves it"),
+        (logging.WARNING, None, "never written"),
+    ):
+        if offline := [f"{view.name} ({view.tags['lake_table']})" for view in views if rows(view) == found]:
+            logger.log(level, "publish_features: not online, for the table is %s: %s", why, ", ".join(offline))
+    return [view for view in views if rows(view)]
 
 
 def apply(store: FeatureStore, contents: RepoContents, folder: str) -> None:
@@ -169,29 +185,31 @@ def _digest(lake: Lake, store: FeatureStore, view: FeatureView) -> str:
 
 def _differences(lake: Lake, store: FeatureStore, view: FeatureView) -> list[str]:
     """Values of a sample of keys that are not online as the table has them (a hash picks the sample)."""
-    schema, key = BY_NAME[view.tags["lake_table"]], view.tags["lake_key"]
     features = [field.name for field in view.features]
-    table = lake.scan(schema)
-    sample = table.select(key).unique().collect().get_column(key)
-    sample = sample.to_frame().sort(sample.hash(seed=0)).get_column(key).head(NUM_KEYS_READ_BACK)
+    columns = lake_keys(view)
+    keys = list(columns.values())
+    table = lake.scan(BY_NAME[view.tags["lake_table"]]).lazy()
+    every = table.select(keys).unique().collect()
+    sample = every.sort(every.hash_rows(seed=0)).head(NUM_KEYS_READ_BACK)
     expected = (
-        table.filter(pl.col(key).is_in(sample.implode()))
+        # the first filter is done while reading, so that vectors of other keys are never in memory
+        table.filter(pl.col(key).is_in(sample.get_column(key).implode()) for key in keys)
+        .join(sample.lazy(), on=keys, how="semi", maintain_order="left")
         .sort("event_timestamp", "created_timestamp", maintain_order=True)
-        .select(key, *features)
-        .unique(key, keep="last")
+        .select(*keys, *features)
+        .unique(keys, keep="last")
         .collect()
     )
-    join_key = view.join_keys[0]
     with quiet_feast():
         online = store.get_online_features(
             features=[f"{view.name}:{name}" for name in features],
-            entity_rows=[{join_key: one} for one in expected.get_column(key)],
+            entity_rows=expected.select(pl.col(ours).alias(theirs) for theirs, ours in columns.items()).to_dicts(),
         ).to_dict()
     return [
-        f"{name} of {one}: {_difference(want, got)}"
+        f"{name} of {' and '.join(one)}: {_difference(want, got)}"
         for name in features
         for one, want, got in zip(
-            expected.get_column(key), expected.get_column(name).to_list(), online[name], strict=True
+            expected.select(keys).iter_rows(), expected.get_column(name).to_list(), online[name], strict=True
         )
         if not _same(want, got)
     ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from jobs.feature_tables import BY_NAME, lake_keys
+
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView, Field
     from feast.on_demand_feature_view import OnDemandFeatureView
@@ -241,10 +243,10 @@ def _role(one: Field, view: FeatureView) -> str:
 
 
 def _resolve_join_keys(plan: ServicePlan, impression_columns: Sequence[str]) -> None:
-    """A view of ours says which id it is keyed by; a team's own view is keyed like one of ours, or by our own name."""
+    """A view of ours says which ids it is keyed by; a team's own view is keyed like one of ours, or by our own name."""
     for view in plan.views.values():
-        if "lake_key" in view.tags:
-            plan.join_keys[view.join_keys[0]] = view.tags["lake_key"]
+        if view.tags.get("lake_table") in BY_NAME:
+            plan.join_keys |= lake_keys(view)
     for view in plan.views.values():
         for key in view.join_keys:
             if key in plan.join_keys or key.startswith("__"):
@@ -258,7 +260,10 @@ def _resolve_join_keys(plan: ServicePlan, impression_columns: Sequence[str]) -> 
 
 
 def entity_frame(impressions: pl.DataFrame, plan: ServicePlan) -> pl.DataFrame:
-    """Columns of the join: impression_id, event_timestamp and the join keys under Feast's names for them."""
+    """Columns of the join: impression_id, event_timestamp and the join keys under Feast's names for them.
+
+    A key may be null (the query, in a feed): such a row has no features by it, and stays.
+    """
     return impressions.select(
         "impression_id", "event_timestamp", *(pl.col(ours).alias(theirs) for theirs, ours in plan.join_keys.items())
     )

@@ -13,18 +13,33 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from jobs import flow
 from jobs.lake import Lake
+from jobs.train_ranker import PRESETS
 
 DEFAULT_FILE = Path("tailrank.toml")
 ENVIRONMENT_PREFIX = "TAILRANK__"
 
-LEARN_SERVICES = "ranker_learn_"
-"""How the feature services begin that need the vectors of LEARN."""
+
+class Switch(NamedTuple):
+    """A method that a team has or has not, by `enabled` of a step, and what is trained with it."""
+
+    step: str
+    service: str
+    """Feature service that needs the method."""
+    rankers: tuple[str, ...]
+    """Presets of `train_ranker` that read the service."""
+
+
+SWITCHES = (
+    Switch("fit_embedder", "ranker_learn_v1", ("learn", "gbdt_learn")),
+    Switch("label_relevance", "ranker_relevance_v1", ("relevance",)),
+)
+"""What the settings do not name, services and rankers, follows from which methods are switched on."""
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -109,7 +124,7 @@ def _check(document: dict[str, Any], stronger: dict[str, Any], file: Path | None
         if isinstance(ingest.get("path"), str):
             ingest["path"] = str((folder / Path(ingest["path"]).expanduser()).resolve())
         merged["ingest"] = ingest
-    _leave_learn_out(merged)
+    _follow_switches(merged, where)
     steps = {
         name: _validate(flow.step(name).config_class, merged.get(name, {}), f"{where}: [{name}]") for name in flow.STEPS
     }
@@ -132,18 +147,27 @@ def _remember_source(document: dict[str, Any], lake_path: Path, *, lake_is_named
     document["ingest"] = {**ingest, **before.config}
 
 
-def _leave_learn_out(merged: dict[str, Any]) -> None:
-    """What `[fit_embedder] enabled = false` means for services and rankers where the settings do not name any."""
-    sections = [merged.setdefault(name, {}) for name in ("fit_embedder", "build_training_set", "train_ranker")]
-    if not all(isinstance(section, dict) for section in sections) or sections[0].get("enabled", True) is not False:
+def _follow_switches(merged: dict[str, Any], where: str) -> None:
+    """Services and rankers of the methods that are on, and of no other, where the settings do not name any."""
+    training_set, train_ranker = (merged.setdefault(name, {}) for name in ("build_training_set", "train_ranker"))
+    if not isinstance(training_set, dict) or not isinstance(train_ranker, dict):
         return
-    _, training_set, train_ranker = sections
-    services = flow.step("build_training_set").config_class().model_dump()["services"]
-    training_set.setdefault("services", [name for name in services if not name.startswith(LEARN_SERVICES)])
+    services = list(flow.step("build_training_set").config_class().model_dump()["services"])
     rankers = flow.step("train_ranker").config_class().model_dump()["rankers"]
-    train_ranker.setdefault(
-        "rankers", {name: one for name, one in rankers.items() if not one["service"].startswith(LEARN_SERVICES)}
-    )
+    for switch in SWITCHES:
+        if switch.step not in flow.STEPS:
+            continue
+        config = _validate(
+            flow.step(switch.step).config_class, merged.get(switch.step, {}), f"{where}: [{switch.step}]"
+        )
+        if config.model_dump()["enabled"]:
+            services += [] if switch.service in services else [switch.service]
+            rankers |= {name: PRESETS[name].model_dump() for name in switch.rankers}
+        else:
+            services = [name for name in services if name != switch.service]
+            rankers = {name: one for name, one in rankers.items() if one["service"] != switch.service}
+    training_set.setdefault("services", services)
+    train_ranker.setdefault("rankers", rankers)
 
 
 def _merge(weaker: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:

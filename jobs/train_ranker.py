@@ -51,9 +51,12 @@ PRESETS = {
     "content_joint": RankerConfig(kind="network", service="ranker_content_v1", auxiliary="joint"),
     "learn": RankerConfig(kind="network", service="ranker_learn_v1", auxiliary="detached"),
     "learn_joint": RankerConfig(kind="network", service="ranker_learn_v1", auxiliary="joint"),
+    "relevance": RankerConfig(kind="network", service="ranker_relevance_v1", auxiliary="detached"),
+    "relevance_joint": RankerConfig(kind="network", service="ranker_relevance_v1", auxiliary="joint"),
     "gbdt_base": RankerConfig(kind="gbdt", service="ranker_base_v1"),
     "gbdt_content": RankerConfig(kind="gbdt", service="ranker_content_v1"),
     "gbdt_learn": RankerConfig(kind="gbdt", service="ranker_learn_v1"),
+    "gbdt_relevance": RankerConfig(kind="gbdt", service="ranker_relevance_v1"),
 }
 """Rankers that can be asked for by name alone."""
 
@@ -66,8 +69,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
     rankers: dict[str, RankerConfig] = Field(
         default_factory=lambda: {name: PRESETS[name] for name in DEFAULT_RANKERS}, min_length=1
     )
-    """Name -> ranker; or a list of names of presets: base, content, content_joint, learn, learn_joint, gbdt_base,
-    gbdt_content, gbdt_learn."""
+    """Name -> ranker; or a list of names of presets: base, content, content_joint, learn, learn_joint, relevance,
+    relevance_joint, gbdt_base, gbdt_content, gbdt_learn, gbdt_relevance. Rankers of a method that is switched off
+    ([fit_embedder], [label_relevance]: enabled) are left out by default, and those of one that is on are there."""
     seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     """Each ranker is trained from each."""
     trials: PositiveInt = 1

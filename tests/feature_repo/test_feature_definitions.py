@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from feature_repo import table_schemas
+from feature_repo.request_features import relevances
 from jobs.feast_store import declared, open_store
-from jobs.feature_tables import BY_NAME
+from jobs.feature_tables import BY_NAME, lake_keys
 from jobs.lake import Lake, table_name
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
@@ -22,8 +23,8 @@ ROLES = {"scalar", "count", "rate", "categorical", "history", "timestamps", "vec
 
 
 @pytest.fixture(scope="module")
-def contents(published_lake: Lake) -> Any:
-    return declared(published_lake, None, open_store(published_lake))
+def contents(published_relevance_lake: Lake) -> Any:
+    return declared(published_relevance_lake, None, open_store(published_relevance_lake))
 
 
 def test_everything_has_an_owner_a_description_and_our_mark(contents: Any) -> None:
@@ -34,7 +35,7 @@ def test_everything_has_an_owner_a_description_and_our_mark(contents: Any) -> No
         *contents.feature_services,
         *contents.data_sources,
     ]
-    assert len(objects) == 2 + 12 + 2 + 3 + 8
+    assert len(objects) == 3 + 17 + 3 + 4 + 11
     for one in objects:
         assert one.owner, one.name
         assert one.description, one.name
@@ -46,7 +47,8 @@ def test_every_field_has_a_role_and_is_a_column_of_its_table_of_the_same_kind(co
     kinds = {"Int64": "INT64", "Float64": "DOUBLE", "String": "STRING"}
     for view in contents.feature_views:
         columns = schemas[view.tags["lake_table"]].create_empty().schema
-        assert view.tags["lake_key"] in columns
+        assert {*lake_keys(view).values()} <= {*columns}
+        assert {*lake_keys(view)} == {*view.join_keys}
         for field in view.features:
             assert field.tags["role"] in ROLES, field.name
             assert field.description, field.name
@@ -77,11 +79,13 @@ def test_a_vector_view_has_one_vector_with_its_width_and_the_fingerprint_of_the_
         "item_learn_embedding": (8, "made up too"),
         "user_content_interest": (4, "made up"),
         "user_learn_interest": (8, "made up too"),
+        "item_relevance_embedding": (8, "made up, to be relevant"),
+        "query_relevance_embedding": (8, "made up, to be relevant"),
     }
     assert vectors[1].tags["trained_through"] == "2025-06-13 00:00:00+00:00"
     for view in contents.feature_views:
         roles = [field.tags["role"] for field in view.features]
-        assert roles == ["vector"] or "vector" not in roles
+        assert roles.count("vector") <= 1, "Feast allows one vector a view"
 
 
 def test_before_a_lake_holds_vectors_they_are_declared_as_wide_as_the_default_models_make_them(lake: Lake) -> None:
@@ -89,9 +93,10 @@ def test_before_a_lake_holds_vectors_they_are_declared_as_wide_as_the_default_mo
     widths = {field.name: field.vector_length for view in before.feature_views for field in view.features}
     assert widths["item_content_embedding"] == widths["user_content_interest"] == 384
     assert widths["item_learn_embedding"] == widths["user_learn_interest"] == 64
+    assert widths["item_relevance_embedding"] == widths["query_relevance_embedding"] == 384
 
 
-def test_each_service_adds_to_the_one_before(contents: Any) -> None:
+def test_each_service_adds_to_an_earlier_one(contents: Any) -> None:
     services = {one.name: [view.name for view in one.feature_view_projections] for one in contents.feature_services}
     base, content, learn = (services[name] for name in ("ranker_base_v1", "ranker_content_v1", "ranker_learn_v1"))
     assert content[: len(base)] == base
@@ -102,6 +107,28 @@ def test_each_service_adds_to_the_one_before(contents: Any) -> None:
         "item_learn_version",
         "item_learn",
         "user_item_learn_cosine",
+    ]
+    relevance = services["ranker_relevance_v1"]
+    assert relevance[: len(content)] == content
+    assert relevance[len(content) :] == [
+        "query_relevance_version",
+        "query_relevance",
+        "item_relevance_version",
+        "item_relevance",
+        "query_item_relevance",
+        "relevance_on_demand",
+    ]
+
+
+def test_the_service_has_the_querys_vector_without_the_scale_and_the_bias_beside_it(contents: Any) -> None:
+    (service,) = [one for one in contents.feature_services if one.name == "ranker_relevance_v1"]
+    (projection,) = [one for one in service.feature_view_projections if one.name == "query_relevance"]
+    assert [one.name for one in projection.features] == ["query_relevance_embedding"]
+    (view,) = [one for one in contents.on_demand_feature_views if one.name == "relevance_on_demand"]
+    assert [one.name for one in view.source_feature_view_projections["query_relevance"].features] == [
+        "query_relevance_embedding",
+        "query_relevance_scale",
+        "query_relevance_bias",
     ]
 
 
@@ -126,6 +153,32 @@ def test_feast_rebuilds_the_on_demand_function_from_its_text_and_it_survives_mis
         item_vector: [[0.6, 0.8], [1.0, 0.0], [3.0, 4.0], [1.0, 0.0], [1.0, 0.0]],
     }
     assert rebuilt(rows) == view.feature_transformation.udf(rows) == {name: [0.6, None, 1.0, None, None]}
+
+
+def test_feast_rebuilds_relevance_from_its_text_and_whatever_is_missing_leaves_it_null(contents: Any) -> None:
+    from feast.transformation.udf_rehydrate import rehydrate_udf_from_source
+
+    (view,) = [one for one in contents.on_demand_feature_views if one.name == "relevance_on_demand"]
+    transformation = view.to_proto().spec.feature_transformation.user_defined_function
+    rebuilt = rehydrate_udf_from_source(transformation.body_text, preferred_name=transformation.name)
+    assert rebuilt is not None
+    rows = {
+        "query_relevance_embedding": [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], None, [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]],
+        "item_relevance_embedding": [[0.6, 0.8], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], None, [1.0, 0.0], [1.0, 0.0]],
+        "query_relevance_scale": [5.0, 5e3, 5e3, 5.0, 5.0, None, 5.0],
+        "query_relevance_bias": [-3.0, 0.0, 0.0, 1.0, 1.0, 1.0, None],
+    }
+    expected = {"relevance_on_demand": [0.5, 1.0, 0.0, None, None, None, None]}
+    assert rebuilt(rows) == view.feature_transformation.udf(rows) == expected
+
+
+def test_relevances_equal_scipys_sigmoid() -> None:
+    from scipy.special import expit
+
+    rng = np.random.default_rng(0)
+    cosines_of_pairs, scales, biases = (rng.normal(size=200) * size for size in (1.0, 30.0, 5.0))
+    found = relevances(cosines_of_pairs.tolist(), scales.tolist(), biases.tolist())
+    np.testing.assert_allclose(found, expit(scales * cosines_of_pairs + biases), rtol=1e-12)
 
 
 def test_a_notebook_reads_features_offline_and_online_with_feast_alone(published_lake: Lake) -> None:
@@ -212,14 +265,19 @@ def test_feast_apply_in_the_folder_and_a_notebook_at_the_root_use_one_registry(t
     applied = python(
         "import sys; from feast.cli.cli import cli; sys.argv = ['feast', 'apply']; cli()", project / "feature_repo"
     )
-    assert "Created feature service ranker_learn_v1" in applied
+    for service in ("ranker_learn_v1", "ranker_relevance_v1"):
+        assert f"Created feature service {service}" in applied
+    for view in ("query_relevance", "query_relevance_version", "item_relevance", "query_item_relevance"):
+        assert f"Created feature view {view}\n" in applied
+    assert "Created on demand feature view relevance_on_demand" in applied
+    assert "Created entity query" in applied
     listing = (
         "from feast import FeatureStore; s = FeatureStore(repo_path='feature_repo'); "
         "print(sorted(v.name for v in s.list_feature_services())); "
         "print(s.get_feature_view('item_activity').batch_source.path)"
     )
     assert python(listing, project).splitlines() == [
-        "['ranker_base_v1', 'ranker_content_v1', 'ranker_learn_v1']",
+        "['ranker_base_v1', 'ranker_content_v1', 'ranker_learn_v1', 'ranker_relevance_v1']",
         str(project / "lake" / "item_activity" / "current" / "*.parquet"),
     ]
     assert (project / "lake" / "feast" / "registry.db").exists()

@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -14,6 +15,9 @@ from feature_repo.table_schemas import (
     ItemActivity,
     ItemContentEmbeddings,
     ItemLearnEmbeddings,
+    ItemRelevanceEmbeddings,
+    QueryEmbeddings,
+    QueryItemRelevance,
     UserContentInterests,
     UserHistories,
     UserLearnInterests,
@@ -34,21 +38,22 @@ def published_copy(feature_lake: Lake, folder: Path) -> Lake:
     return lake
 
 
-def online(lake: Lake, feature: str, key: str, ids: list[str]) -> list[Any]:
+def online(lake: Lake, feature: str, keys: dict[str, list[str]]) -> list[Any]:
     store = open_store(lake)
-    answer: list[Any] = store.get_online_features([feature], [{key: one} for one in ids]).to_dict()[
-        feature.split(":")[1]
-    ]
+    rows = pl.DataFrame(keys).to_dicts()
+    answer: list[Any] = store.get_online_features([feature], rows).to_dict()[feature.split(":")[1]]
     return answer
 
 
 def test_the_newest_value_of_each_key_is_online(published_lake: Lake) -> None:
-    counts = online(published_lake, "item_activity:item_num_clicks_7d", "item_id", ["i0", "i2", "i8", "i9", "unknown"])
+    counts = online(
+        published_lake, "item_activity:item_num_clicks_7d", {"item_id": ["i0", "i2", "i8", "i9", "unknown"]}
+    )
     assert counts == [29, 2060, 8029, None, None]
     table = published_lake.read(ItemContentEmbeddings).filter(pl.col("item_content_vector_id") == 100)
-    vectors = online(published_lake, "item_content:item_content_embedding", "item_id", ["i0"])
+    vectors = online(published_lake, "item_content:item_content_embedding", {"item_id": ["i0"]})
     assert vectors == table["item_content_embedding"].to_list()
-    assert online(published_lake, "user_history:history_item_ids", "user_id", ["u3"]) == [["i8", "i9", "i0"]]
+    assert online(published_lake, "user_history:history_item_ids", {"user_id": ["u3"]}) == [["i8", "i9", "i0"]]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +68,42 @@ def test_the_newest_value_of_each_key_is_online(published_lake: Lake) -> None:
 )
 def test_learn_vectors_are_online_byte_for_byte(published_lake: Lake, feature: str, schema: Any, key: str) -> None:
     newest = published_lake.read(schema).sort("event_timestamp").unique(key, keep="last", maintain_order=True)
-    served = online(published_lake, feature, key, [*newest[key], "unknown"])
+    served = online(published_lake, feature, {key: [*newest[key], "unknown"]})
     assert served == [*newest[feature.split(":")[1]].to_list(), None]
     assert len(newest) >= 7
+
+
+def test_scores_of_pairs_are_online_by_both_keys(published_relevance_lake: Lake) -> None:
+    newest = (
+        published_relevance_lake.read(QueryItemRelevance)
+        .sort("event_timestamp")
+        .unique(["query_id", "item_id"], keep="last", maintain_order=True)
+    )
+    feature = "query_item_relevance:query_item_relevance"
+    keys = {"query_id": newest["query_id"].to_list(), "item_id": newest["item_id"].to_list()}
+    assert online(published_relevance_lake, feature, keys) == newest["query_item_relevance"].to_list()
+    assert {0.9, 0.8} <= {*newest["query_item_relevance"]}
+    others = {"query_id": ["q0", "q3", "", "i0"], "item_id": ["i1", "i0", "i0", "q0"]}
+    assert online(published_relevance_lake, feature, others) == [None] * 4
+
+
+def test_a_score_online_of_another_pair_is_found(relevance_lake: Lake, tmp_path: Path) -> None:
+    lake = published_copy(relevance_lake, tmp_path)
+    store = open_store(lake)
+    view = store.get_feature_view("query_item_relevance")
+    assert publish_features._differences(lake, store, view) == []
+    turned = pl.format("q{}", 2 - pl.col("query_id").str.slice(1).cast(pl.Int64)).alias("query_id")
+    lake.write(QueryItemRelevance, lake.read(QueryItemRelevance).with_columns(turned))
+    found = publish_features._differences(lake, store, view)
+    assert len(found) > 3
+    assert all(re.match(r"query_item_relevance of q[02] and i\d: expected 0\.\d+, got ", one) for one in found)
 
 
 def test_times_of_a_history_are_whole_seconds_online_as_feast_keeps_them(published_lake: Lake) -> None:
     (table,) = (
         published_lake.read(UserHistories).filter(pl.col("user_id") == "u3").tail(1)["history_timestamps"].to_list()
     )
-    (served,) = online(published_lake, "user_history:history_timestamps", "user_id", ["u3"])
+    (served,) = online(published_lake, "user_history:history_timestamps", {"user_id": ["u3"]})
     assert [one.microsecond for one in table] == [999_999] * 3
     assert [one.timestamp() for one in served] == [one.replace(microsecond=0).timestamp() for one in table]
 
@@ -82,8 +113,9 @@ def test_a_second_run_materializes_nothing(published_lake: Lake, caplog: pytest.
     before = database.read_bytes()
     with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
         publish_features.run(published_lake, Config())
-    assert len(caplog.messages) == 12
-    assert all("is online already" in message for message in caplog.messages)
+    about_views = [message for message in caplog.messages if "not online" not in message]
+    assert len(about_views) == 12
+    assert all("is online already" in message for message in about_views)
     assert database.read_bytes() == before
 
 
@@ -95,11 +127,11 @@ def test_only_what_changed_is_materialized_again(
     lake.write(ItemActivity, newer)
     with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
         publish_features.run(lake, Config())
-    assert next(message for message in caplog.messages if "already" not in message).startswith(
+    (done,) = [message for message in caplog.messages if "already" not in message and "not online" not in message]
+    assert done.startswith(
         "publish_features: item_activity online, newest of 262 rows from 2025-06-02 00:00 to 2025-07-31 00:00"
     )
-    assert len(caplog.messages) == 12
-    assert online(lake, "item_activity:item_num_clicks_7d", "item_id", ["i0"]) == [30]
+    assert online(lake, "item_activity:item_num_clicks_7d", {"item_id": ["i0"]}) == [30]
 
 
 def test_an_online_store_that_was_wiped_is_filled_again(feature_lake: Lake, tmp_path: Path) -> None:
@@ -107,9 +139,9 @@ def test_an_online_store_that_was_wiped_is_filled_again(feature_lake: Lake, tmp_
     with sqlite3.connect(lake.root / "feast" / "online_store.db") as connection:
         connection.execute("DELETE FROM tailrank_item_attributes")
     connection.close()
-    assert online(lake, "item_attributes:category", "item_id", ["i4"]) == [None]
+    assert online(lake, "item_attributes:category", {"item_id": ["i4"]}) == [None]
     publish_features.run(lake, Config())
-    assert online(lake, "item_attributes:category", "item_id", ["i4"]) == ["c1"]
+    assert online(lake, "item_attributes:category", {"item_id": ["i4"]}) == ["c1"]
 
 
 def test_materialization_ends_with_the_data_not_with_the_clock(published_lake: Lake) -> None:
@@ -194,19 +226,31 @@ def test_a_view_of_ours_that_is_no_longer_declared_is_removed(feature_lake: Lake
     assert "item_old" not in {view.name for view in open_store(lake).list_feature_views()}
 
 
-def test_a_table_that_is_not_there_yet_leaves_its_view_offline_and_says_so(
+def test_a_method_that_is_off_is_told_once_calmly_and_a_table_never_written_in_one_warning(
     feature_lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
+    lake = Lake(tmp_path / "lake")
     for table in ("user_content_interests", "item_learn_embeddings", "user_learn_interests"):
         shutil.rmtree(tmp_path / "lake" / table)
-    lake = Lake(tmp_path / "lake")
-    publish_features.run(lake, Config())
-    assert "user_content_interests is empty, so user_content is not online" in caplog.text
-    assert "user_learn_interests is empty, so user_interest_learn is not online" in caplog.text
-    assert "item_learn_embeddings is empty, so item_learn_version is not online" in caplog.text
-    assert online(lake, "item_learn:item_learn_embedding", "item_id", ["i0"]) == [None]
-    assert online(lake, "item_activity:item_num_clicks_7d", "item_id", ["i0"]) == [29]
+    for schema in (QueryEmbeddings, ItemRelevanceEmbeddings, QueryItemRelevance):
+        lake.write(schema, schema.create_empty())  # as distill_relevance does where relevance is not enabled
+    with caplog.at_level(logging.INFO, logger="jobs.publish_features"):
+        publish_features.run(lake, Config())
+    (calm,) = [one for one in caplog.records if "not online" in one.message and one.levelno == logging.INFO]
+    assert calm.message == (
+        "publish_features: not online, for the table is empty, as a method that is switched off leaves it: "
+        "item_relevance (item_relevance_embeddings), item_relevance_version (item_relevance_embeddings), "
+        "query_item_relevance (query_item_relevance), query_relevance (query_embeddings), "
+        "query_relevance_version (query_embeddings)"
+    )
+    (warning,) = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert warning.message.startswith("publish_features: not online, for the table is never written: ")
+    for view in ("user_content", "user_content_version", "user_interest_learn", "item_learn_version"):
+        assert f" {view} (" in warning.message
+    assert online(lake, "query_item_relevance:query_item_relevance", {"query_id": ["q0"], "item_id": ["i0"]}) == [None]
+    assert online(lake, "item_learn:item_learn_embedding", {"item_id": ["i0"]}) == [None]
+    assert online(lake, "item_activity:item_num_clicks_7d", {"item_id": ["i0"]}) == [29]
 
 
 def test_a_table_that_arrives_later_is_put_online_under_its_own_model(feature_lake: Lake, tmp_path: Path) -> None:
@@ -219,7 +263,7 @@ def test_a_table_that_arrives_later_is_put_online_under_its_own_model(feature_la
     publish_features.run(lake, Config())
     (field,) = open_store(lake).get_feature_view("item_learn").features
     assert (field.vector_length, field.tags["model_id"]) == (8, "made up too")
-    assert len(online(lake, "item_learn:item_learn_embedding", "item_id", ["i0"])[0]) == 8
+    assert len(online(lake, "item_learn:item_learn_embedding", {"item_id": ["i0"]})[0]) == 8
 
 
 def test_nothing_leaks_into_the_process(published_lake: Lake) -> None:
