@@ -1,0 +1,56 @@
+"""Settings of one student's training: [distill_relevance.interaction] and [distill_relevance.representation]."""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from embedders.fit_mkd import MkdSettings
+
+WEIGHTS = ("hard", "alpha", "alpha_list", "beta", "gamma", "tau", "hard_negative")
+"""Fields that are those of `embedders.mkd_objective.LossWeights`, by the same names."""
+
+
+class RepresentationSettings(BaseModel, extra="forbid", frozen=True):
+    """How the bi-encoder is trained. Defaults are the card's but for what their docstrings say."""
+
+    epochs: PositiveInt = 1
+    """Most passes over the pairs. The card has 4, for many more pairs than are trained on by default."""
+    learning_rate: PositiveFloat = 2e-4
+    """Of the encoder at its peak. 5e-5 is the card's, for many more steps than there are by default."""
+    batch_size: int = 32
+    """Pairs a training step."""
+    patience: NonNegativeInt = 1
+    """Epochs without a better ROC-AUC of the validation pairs before training stops."""
+    hard: NonNegativeFloat = 1.0
+    """Weight of human labels. 0 switches a loss off; this holds of all the weights."""
+    alpha: NonNegativeFloat = 1.0
+    """Of the teacher's score distribution."""
+    alpha_list: NonNegativeFloat = 1.0
+    """Of how the teacher orders a query's items."""
+    beta: NonNegativeFloat = 0.3
+    """Of the reasoning: attributes of both texts (representation), the steps (interaction)."""
+    gamma: NonNegativeFloat = 0.1
+    """Of contrast (representation), of the cited words (interaction)."""
+    tau: PositiveFloat = 2.0
+    """Temperature of the score distribution and of the lists."""
+    hard_negative: NonNegativeFloat = 2.0
+    """How many other negatives one that differs in exactly one step is worth."""
+
+    def of_fit(self, *, precision: str, seed: int) -> "MkdSettings":
+        """As `embedders.fit_mkd` takes them."""
+        from embedders.fit_mkd import MkdSettings  # here: torch takes seconds to import
+        from embedders.mkd_objective import LossWeights
+
+        told: dict[str, Any] = self.model_dump()
+        weights = LossWeights(**{name: told.pop(name) for name in WEIGHTS})
+        return MkdSettings(weights=weights, precision=precision, seed=seed, **told)  # type: ignore[arg-type]
+
+
+class InteractionSettings(RepresentationSettings):
+    """How the cross-encoder is trained."""
+
+    learning_rate: PositiveFloat = 1e-4
+    """Of the encoder at its peak. 2e-5 is the card's, for many more steps than there are by default."""
+    alpha_list: NonNegativeFloat = 0.0
+    """Of how the teacher orders a query's items. The card has it for the representation student only."""
