@@ -6,8 +6,6 @@
 import logging
 import os
 import sys
-from datetime import datetime, timezone
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +17,7 @@ from rich.table import Table
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded at run time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a machine that does anything else
 
-from jobs import cli_judging, flow
+from jobs import cli_explaining, cli_judging, flow
 from jobs.cli_options import (
     ConfigOption,
     ForceOption,
@@ -109,14 +107,26 @@ def plan(config: ConfigOption = None, lake: LakeOption = None, settings: SetOpti
 def ingest(
     source: Annotated[str, typer.Argument(help=f"One of {', '.join(flow.SOURCES)}.", show_default=False)],
     path: Annotated[
-        Path | None, typer.Argument(help="Folder or file of the raw log (`simulate` needs none).", show_default=False)
+        Path | None,
+        typer.Argument(help="Folder of the raw files, or the file (`simulate` needs none).", show_default=False),
     ] = None,
     config: ConfigOption = None,
     lake: LakeOption = None,
     settings: SetOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Read somebody's log into the canonical tables. `tailrank run` then takes them to a report."""
+    """Read somebody's log, or pairs that people judged, into the canonical tables.
+
+    `tailrank run` then takes a log to a report; judged pairs alone are enough for the steps of relevance. `columns` and
+    `judged_pairs` read any CSV or parquet files by the names of their columns.
+
+    Examples:
+
+    `tailrank ingest movielens ml-latest-small --lake films`
+
+    `tailrank ingest judged_pairs judged.csv --lake judged --set sources.judged_pairs.query=search_term
+    --set sources.judged_pairs.grade_worst=1 --set sources.judged_pairs.grade_best=3`
+    """
     overrides: dict[str, Any] = {"source": source}
     if path is not None:
         overrides["path"] = str(path.resolve())
@@ -156,41 +166,7 @@ app.command()(cli_judging.evaluate)
 app.command()(cli_judging.gate)
 app.command()(cli_judging.recalibrate)
 app.command()(cli_judging.ablate)
-
-
-class VectorMethod(StrEnum):
-    """Whose vectors are explained."""
-
-    learn = "learn"
-    content = "content"
-
-
-@app.command()
-def explain(
-    user: Annotated[str, typer.Option(metavar="USER", help="The user_id.", show_default=False)],
-    config: ConfigOption = None,
-    lake: LakeOption = None,
-    settings: SetOption = None,
-    as_of: Annotated[
-        datetime | None,
-        typer.Option(
-            metavar="TIME", help="The newest vectors dated then or before, UTC, such as 2025-06-30.  [default: now]"
-        ),
-    ] = None,
-    method: Annotated[
-        VectorMethod, typer.Option(metavar="METHOD", help="learn (LEARN's vectors) or content (means of content).")
-    ] = VectorMethod.learn,
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Items to show.")] = 10,
-) -> None:
-    """Say what a user's vector stands for: the history behind it, and the items nearest to it.
-
-    The items are found by the FAISS index that a recall system would use; its recall against exact search is printed.
-    """
-    from jobs import explain_user
-
-    store = Lake(read_settings(config, lake, settings).lake_path)
-    at = as_of.replace(tzinfo=timezone.utc) if as_of else None
-    explain_user.run(store, user, as_of=at, method=method.value, k=k)
+app.command()(cli_explaining.explain)
 
 
 def _steps_of_method(steps: list[str] | None, method: str) -> list[str] | None:
