@@ -8,7 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from feature_repo.table_schemas import TrainingExamples
+from feature_repo.table_schemas import Impressions, TrainingExamples
 from jobs import build_training_set, publish_features
 from jobs.lake import Lake
 
@@ -28,17 +28,23 @@ from feast import Entity, ValueType
 
 customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.STRING)
 product = Entity(name="product", join_keys=["product_id"], value_type=ValueType.STRING)
+search = Entity(name="search", join_keys=["search_id"], value_type=ValueType.STRING)
 """
 
 FEATURES = """
 from datetime import timedelta
 
-from entities import customer, product
+from entities import customer, product, search
 from feast import FeatureService, FeatureView, Field, FileSource
 from feast.types import Float64, String
 
 from feature_repo.item_features import item_activity_view, item_content_views, item_learn_views
-from feature_repo.request_features import user_item_content_cosine_view, user_item_learn_cosine_view
+from feature_repo.query_item_features import item_relevance_views, query_item_relevance_view, query_relevance_views
+from feature_repo.request_features import (
+    relevance_on_demand_view,
+    user_item_content_cosine_view,
+    user_item_learn_cosine_view,
+)
 from feature_repo.user_features import user_content_views, user_history_view, user_learn_views
 
 LAKE = "{lake}"
@@ -58,20 +64,25 @@ user_item_content_cosine = user_item_content_cosine_view(user_content, item_cont
 item_learn_version, item_learn = item_learn_views(product, lake=LAKE)
 user_interest_learn_version, user_interest_learn = user_learn_views(customer, lake=LAKE)
 user_item_learn_cosine = user_item_learn_cosine_view(user_interest_learn, item_learn)
+query_relevance_version, query_relevance = query_relevance_views(search, lake=LAKE)
+item_relevance_version, item_relevance = item_relevance_views(product, lake=LAKE)
+query_item_relevance = query_item_relevance_view(search, product, lake=LAKE)
+relevance_on_demand = relevance_on_demand_view(query_relevance, item_relevance)
 
 shop_ranker_v3 = FeatureService(
     name="shop_ranker_v3",
     features=[stock, item_activity, item_content, user_history, user_content, user_item_content_cosine],
 )
 shop_ranker_v4 = FeatureService(name="shop_ranker_v4", features=[item_content, user_content, user_item_learn_cosine])
+shop_ranker_v5 = FeatureService(name="shop_ranker_v5", features=[query_item_relevance, relevance_on_demand])
 """
 
 
 @pytest.fixture(scope="module")
-def lake_and_repo(feature_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Path]:
+def lake_and_repo(relevance_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Path]:
     folder = tmp_path_factory.mktemp("shop")
-    shutil.copytree(feature_lake.root, folder / "lake", symlinks=True)
-    lake, repo = Lake(folder / "lake", now=feature_lake.now), folder / "features"
+    shutil.copytree(relevance_lake.root, folder / "lake", symlinks=True)
+    lake, repo = Lake(folder / "lake", now=relevance_lake.now), folder / "features"
     repo.mkdir()
     (repo / "feature_store.yaml").write_text(FEATURE_STORE_YAML.format(folder=repo))
     (repo / "entities.py").write_text(ENTITIES)
@@ -137,6 +148,24 @@ def test_a_service_of_theirs_may_want_only_the_cosine_of_learn(lake_and_repo: tu
     assert online["user_item_learn_cosine"] == known["user_item_learn_cosine"].to_list()
 
 
+def test_features_of_pairs_come_under_both_of_their_keys(lake_and_repo: tuple[Lake, Path]) -> None:
+    from feast import FeatureStore
+
+    lake, repo = lake_and_repo
+    build_training_set.run(lake, build_training_set.Config(feature_repo=str(repo), services=("shop_ranker_v5",)))
+    metadata = lake.manifest(TrainingExamples).metadata
+    assert metadata["services"]["shop_ranker_v5"] == {"query_item_relevance": "rate", "relevance_on_demand": "rate"}
+    assert metadata["origins"]["query_item_relevance"]["keys"] == ["item_id", "query_id"]
+    asked = lake.read(Impressions).select("impression_id", "query_id")
+    rows = lake.read(TrainingExamples).join(asked, on="impression_id", maintain_order="left").sort("event_timestamp")
+    known = rows.drop_nulls(["query_item_relevance", "relevance_on_demand"]).tail(8)
+    store = FeatureStore(repo_path=str(repo))
+    keys = known.select(search_id="query_id", product_id="item_id").to_dicts()
+    online = store.get_online_features(store.get_feature_service("shop_ranker_v5"), keys).to_dict()
+    for name in ("query_item_relevance", "relevance_on_demand"):
+        assert online[name] == known[name].to_list()
+
+
 def test_their_modules_of_the_same_names_do_not_mix_with_ours(lake_and_repo: tuple[Lake, Path]) -> None:
     from jobs.feast_store import declared, open_store
 
@@ -146,6 +175,6 @@ def test_their_modules_of_the_same_names_do_not_mix_with_ours(lake_and_repo: tup
         contents: Any = declared(lake, feature_repo, open_store(lake, feature_repo))
         return {one.name for one in contents.entities if not one.name.startswith("__")}
 
-    assert entities(str(repo)) == {"customer", "product"}
-    assert entities(None) == {"user", "item"}
-    assert entities(str(repo)) == {"customer", "product"}
+    assert entities(str(repo)) == {"customer", "product", "search"}
+    assert entities(None) == {"user", "item", "query"}
+    assert entities(str(repo)) == {"customer", "product", "search"}

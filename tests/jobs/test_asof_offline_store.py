@@ -168,6 +168,26 @@ def test_every_value_equals_the_stock_stores_and_the_order_is_that_of_the_entity
         assert 0 < ours[feature].null_count() < len(ours), f"{feature}: the data must hit both cases"
 
 
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_rows_without_one_of_two_keys_are_kept_with_the_features_of_the_other(
+    stores: dict[str, Any], share: float
+) -> None:
+    frame = entity_rows(200)
+    without = np.random.default_rng(2).random(len(frame)) < share
+    frame["query"] = frame["query"].where(~without, None)
+    features = ["scores:score", "stats:num_visits"]
+    results = {
+        name: retrieved(store, features, frame, filter_by_created_timestamp=True).sort("row")
+        for name, store in stores.items()
+    }
+    whole = retrieved(stores["asof"], features, entity_rows(200)).sort("row")
+    for result in results.values():
+        assert result["row"].to_list() == frame["row"].to_list()
+        assert result["num_visits"].to_list() == whole["num_visits"].to_list()
+        expected = whole.select(pl.when(~pl.Series(without)).then("score")).to_series()
+        assert result["score"].to_list() == expected.to_list()
+
+
 def test_backfills_stay_unseen_without_asking_where_the_stock_store_shows_them(stores: dict[str, Any]) -> None:
     frame, features = entity_rows(), ["vectors:embedding"]
     asked = retrieved(stores["duckdb"], features, frame, filter_by_created_timestamp=True).sort("row")

@@ -38,6 +38,14 @@ def test_what_is_given_or_never_ran_or_is_a_teams_own_has_no_seconds(lake: Lake)
     assert seconds_to_make(lake, ["item_content_embeddings", "user_content_interests"]) is None
 
 
+def test_relevance_costs_its_teacher_and_its_students(lake: Lake) -> None:
+    note_run(lake, "label_relevance", 100.0)
+    assert seconds_to_make(lake, ["query_item_relevance"]) is None
+    note_run(lake, "distill_relevance", 11.0)
+    assert seconds_to_make(lake, ["query_item_relevance"]) == 111.0
+    assert seconds_to_make(lake, ["query_embeddings", "item_relevance_embeddings"]) == 111.0
+
+
 def test_bytes_are_those_of_the_rows_in_the_online_store(feature_lake: Lake, tmp_path: Path) -> None:
     shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
     lake = Lake(tmp_path / "lake", now=feature_lake.now)

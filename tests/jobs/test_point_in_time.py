@@ -122,6 +122,28 @@ def test_two_keys_must_both_match() -> None:
     assert as_known_then(entities, "t", rows).get_column("value").to_list() == [1, 2, None]
 
 
+pairs = st.tuples(st.sampled_from(["x", "y", ""]), st.sampled_from(["1", "2", ""]), hours, hours)
+asked = st.tuples(st.sampled_from(["x", "y", "", None]), st.sampled_from(["1", "2", "", None]), hours)
+
+
+@settings(max_examples=200, deadline=None)
+@given(features=st.lists(pairs, max_size=25), entities=st.lists(asked, max_size=25))
+def test_by_two_keys_every_row_sees_its_own_pair_and_a_null_key_nothing(
+    features: list[tuple[str, str, int, int]], entities: list[tuple[str | None, str | None, int]]
+) -> None:
+    kinds = {"q": pl.String, "i": pl.String, "event": TIME_TYPE, "created": TIME_TYPE, "value": pl.Int64}
+    table = [(q, i, at(event), at(created), n) for n, (q, i, event, created) in enumerate(features)]
+    frame = pl.DataFrame(table, schema=kinds, orient="row")
+    of_rows = {"query": pl.String, "item": pl.String, "t": TIME_TYPE}
+    wanted = pl.DataFrame([(q, i, at(hour)) for q, i, hour in entities], schema=of_rows, orient="row")
+    rows = FeatureRows(frame.lazy(), {"q": "query", "i": "item"}, ("value",), "event", "created")
+    values = as_known_then(wanted, "t", rows).get_column("value").to_list()
+    as_one_key = [(None if q is None or i is None else f"{q}-{i}", hour) for q, i, hour in entities]
+    of_one_key = [(f"{q}-{i}", event, created) for q, i, event, created in features]
+    seen = [None if value is None else of_one_key[value][1:] for value in values]
+    assert seen == [searched(of_one_key, entity, None) for entity in as_one_key]
+
+
 def test_without_keys_the_newest_row_holds_for_everybody() -> None:
     features = feature_frame([("a", 1, 1), ("b", 3, 3)])
     rows = FeatureRows(features.lazy(), {}, ("value",), "event", "created")

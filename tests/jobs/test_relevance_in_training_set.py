@@ -13,14 +13,20 @@ import pytest
 from feature_repo.table_schemas import (
     Impressions,
     ItemRelevanceEmbeddings,
+    ItemSegments,
     QueryEmbeddings,
     QueryItemRelevance,
+    RankerPredictions,
     TrainingExamples,
+    UserSegments,
 )
-from jobs import build_training_set, publish_features
+from jobs import build_training_set, publish_features, train_ranker
 from jobs.build_training_set import Config
 from jobs.feast_store import open_store
 from jobs.lake import Lake
+from jobs.service_examples import encode_service
+from ranker.batches import VectorPair
+from ranker.feature_columns import FeatureEncoder
 from ranker.feature_groups import feature_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")
@@ -232,3 +238,31 @@ def test_a_score_of_another_pair_is_found_by_the_second_opinion(built: Lake, tmp
     lake.write(QueryItemRelevance, scores.with_columns(turned.otherwise("item_id").alias("item_id")))
     with pytest.raises(ValueError, match=r"query_item_relevance of impression .* known then was"):
         build_training_set.run(lake, Config(services=SERVICES, feature_repo=str(built.root / "feast")))
+
+
+def test_rankers_train_on_relevance_and_on_the_content_beside_it(built: Lake, tmp_path: Path) -> None:
+    lake = copy_of(built, tmp_path)
+    lake.write(UserSegments, UserSegments.create_empty())
+    lake.write(ItemSegments, ItemSegments.create_empty())
+    names = ("relevance", "relevance_joint", "gbdt_relevance")
+    train_ranker.run(lake, train_ranker.Config(rankers=names, passes=1, evaluations_per_pass=1, num_rounds=20))
+    scored = lake.read(RankerPredictions)
+    assert {*scored["ranker"]} == {*names}
+    assert scored["p_ctr"].is_between(0.0, 1.0).all()
+    fitted = FeatureEncoder.load(lake.root / "models" / "relevance" / "0")
+    assert fitted.layout.vectors == (
+        VectorPair("content", "user_content_vector_id", "item_content_vector_id"),
+        VectorPair("relevance", "query_relevance_vector_id", "item_relevance_vector_id"),
+    )
+    roles = dict(zip(fitted.layout.scalars, fitted.layout.scalar_roles, strict=True))
+    assert roles["query_item_relevance"] == roles["relevance_on_demand"] == "rate"
+
+
+def test_vectors_of_two_students_are_no_pair(built: Lake, tmp_path: Path) -> None:
+    lake = copy_of(built, tmp_path)
+    ids, vectors = built.open_matrix("query_relevance").ids, built.open_matrix("query_relevance").vectors
+    other = {**built.open_matrix("query_relevance").fingerprint, "trained_through": "another day"}
+    lake.write_matrix("query_relevance", ids, vectors, other)
+    roles = lake.manifest(TrainingExamples).metadata["services"]["ranker_relevance_v1"]
+    with pytest.raises(ValueError, match="vectors relevance: both sides must be of one model. trained_through"):
+        encode_service(lake, "ranker_relevance_v1", roles, train_ranker.Config())
