@@ -131,7 +131,7 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name in LEARN:
             vectors[:, 0] = np.where(np.arange(NUM_USERS) % 2, 4.0, -4.0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        lake.write_matrix(name, np.arange(NUM_USERS), vectors, {"model_id": name})
+        lake.write_matrix(name, np.arange(NUM_USERS), vectors, {"model_id": name.split("_")[1]})
     train_ranker.run(lake, TRAIN)
     return lake.root
 

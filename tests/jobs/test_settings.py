@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from jobs.settings import load_settings
+from jobs import flow
+from jobs.settings import SWITCHES, load_settings
+from jobs.train_ranker import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +79,16 @@ def test_a_settings_file_that_is_named_must_be_there(empty_folder: Path):
         load_settings(empty_folder / "other.toml")
 
 
-def test_a_lake_without_learn_leaves_out_the_services_and_rankers_that_need_it_unless_they_are_named():
-    def named(*flags: str) -> tuple[list[str], list[str]]:
-        steps = load_settings(flags=flags).steps
-        return (
-            list(steps["build_training_set"].model_dump()["services"]),
-            list(steps["train_ranker"].model_dump()["rankers"]),
-        )
+def named(*flags: str) -> tuple[list[str], list[str]]:
+    """Services and rankers of the settings."""
+    steps = load_settings(flags=flags).steps
+    return (
+        list(steps["build_training_set"].model_dump()["services"]),
+        list(steps["train_ranker"].model_dump()["rankers"]),
+    )
 
+
+def test_a_lake_without_learn_leaves_out_the_services_and_rankers_that_need_it_unless_they_are_named():
     services, rankers = named()
     assert "ranker_learn_v1" in services
     assert "learn" in rankers
@@ -93,6 +97,39 @@ def test_a_lake_without_learn_leaves_out_the_services_and_rankers_that_need_it_u
     assert set(left) == {name for name in rankers if "learn" not in name}
     own = named("fit_embedder.enabled=false", "build_training_set.services=['ranker_learn_v1']")
     assert own[0] == ["ranker_learn_v1"]
+
+
+def test_relevance_brings_its_service_and_ranker_when_it_is_enabled_unless_others_are_named():
+    services, rankers = named()
+    assert not [name for name in (*services, *rankers) if "relevance" in name]
+    more, trained = named("label_relevance.enabled=true")
+    assert more == [*services, "ranker_relevance_v1"]
+    assert trained == [*rankers, "relevance"]
+    assert named("label_relevance.enabled=false") == named()
+    own = ("build_training_set.services=['ranker_base_v1']", "train_ranker.rankers=['base']")
+    assert named("label_relevance.enabled=true", *own) == (["ranker_base_v1"], ["base"])
+    only = named("label_relevance.enabled=true", "fit_embedder.enabled=false")
+    assert only == (
+        ["ranker_base_v1", "ranker_content_v1", "ranker_relevance_v1"],
+        ["base", "content", "gbdt_base", "relevance"],
+    )
+
+
+def test_settings_that_name_nothing_are_the_defaults_of_each_step():
+    for name, config in load_settings().steps.items():
+        assert config == type(config)(), name
+
+
+def test_every_switch_is_of_a_step_that_has_one_and_of_presets_that_read_its_service():
+    for switch in SWITCHES:
+        assert "enabled" in flow.step(switch.step).config_class.model_fields
+        assert {PRESETS[name].service for name in switch.rankers} == {switch.service}
+
+
+def test_a_switch_that_is_no_truth_value_is_refused(empty_folder: Path):
+    written(empty_folder, "[fit_embedder]\nenabled = 'perhaps'\n")
+    with pytest.raises(ValueError, match=r"\[fit_embedder\] enabled = 'perhaps'"):
+        load_settings()
 
 
 def remember(lake: Path, **ingest: str) -> BaseModel:

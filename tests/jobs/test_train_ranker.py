@@ -314,14 +314,15 @@ def test_a_log_without_conversions_trains_on_clicks_and_gives_no_p_cvr(
     assert described["settings"]["auxiliary_label"] == "clicked"
 
 
-@pytest.mark.parametrize("name", ["item_content", "user_interest_learn"])
+@pytest.mark.parametrize("names", [("item_content", "user_content"), ("item_learn", "user_interest_learn")])
 def test_vectors_of_another_encoder_mean_training_again(
-    lake: Lake, name: str, caplog: pytest.LogCaptureFixture
+    lake: Lake, names: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(lake)
     train_ranker.run(lake, config(rankers=["gbdt_learn"]))
-    matrix = lake.open_matrix(name)
-    lake.write_matrix(name, matrix.ids, np.array(matrix.vectors), {"model_id": "another"})
+    for name in names:
+        matrix = lake.open_matrix(name)
+        lake.write_matrix(name, matrix.ids, np.array(matrix.vectors), {"model_id": "another"})
     caplog.set_level(logging.INFO)
     train_ranker.run(lake, config(rankers=["gbdt_learn"]))
     assert "already trained" not in caplog.text
