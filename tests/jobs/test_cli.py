@@ -154,6 +154,20 @@ def test_judged_pairs_are_taken_in_by_flags_and_the_lake_then_knows_what_it_cann
     assert drawn.output.count("not for this lake: it has no impressions") == len(flow.NEED_IMPRESSIONS)
 
 
+@pytest.mark.realdata
+def test_home_depot_is_taken_in_with_a_few_flags(real_data: Path, tmp_path: Path) -> None:
+    file = real_data / "homedepot_relevance" / "train.parquet"
+    given = {"query": "search_term", "item_id": "product_uid", "title": "product_title", "grade": "relevance"}
+    given |= {"grade_worst": "1", "grade_best": "3"}
+    flags = [word for key, value in given.items() for word in ("--set", f"sources.judged_pairs.{key}={value}")]
+    result = tailrank("ingest", "judged_pairs", str(file), "--lake", str(tmp_path / "lake"), *flags)
+    assert result.exit_code == 0, result.output
+    lake = Lake(tmp_path / "lake")
+    written = (tables.Queries, tables.Items, tables.RelevanceGrades, tables.Impressions)
+    assert [lake.manifest(schema).rows for schema in written] == [9_420, 45_703, 59_048, 0]
+    assert not (lake.root / "quarantine").exists()
+
+
 def test_explain_prints_what_a_vector_of_the_time_stands_for(learn_lake: Lake) -> None:
     embed_items_learn.run(learn_lake, embed_items_learn.Config())
     embed_users_learn.run(learn_lake, embed_users_learn.Config())
