@@ -14,7 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, Self, TypeAlias
 
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from embedders import built_chains, title_facts
 from embedders.built_chains import built_chain
@@ -24,7 +33,7 @@ from embedders.title_facts import TitleReader
 from jobs.answer_cache import AnswerCache, address_of
 from jobs.disclosed_text import Disclosure, disclosed
 from jobs.local_teacher import open_local
-from jobs.teacher_endpoint import EndpointTeacher
+from jobs.teacher_endpoint import EndpointTeacher, is_variable_name
 from jobs.token_budget import TokenBudget
 
 OnAnswer: TypeAlias = Callable[[int, TeacherAnswer], None]
@@ -93,6 +102,12 @@ class TeacherConfig(BaseModel, extra="forbid", frozen=True):
     """Endpoint: for one answer."""
     retries: NonNegativeInt = 6
     """Endpoint: of one request that fails for a reason that may pass, after growing pauses."""
+
+    @field_validator("api_key_variable")
+    @classmethod
+    def _holds_no_key(cls, name: str | None) -> str | None:
+        """A key that was put here by mistake goes into no ledger and no message; opening the teacher refuses it."""
+        return name if name is None or is_variable_name(name) else "not a name"
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:

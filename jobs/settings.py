@@ -229,4 +229,6 @@ def describe_problem(problem: Any, config_class: type[BaseModel], where: str) ->
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}" if known else "remove it"
         return f"{where} key {'.'.join(path)!r} is unknown; {hint}"
-    return f"{where} {'.'.join(path)} = {problem['input']!r}: {problem['msg']}"
+    # of a whole section the values are not told: they may be many, and a secret among them
+    got = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    return f"{where} {'.'.join(path)}{got}: {problem['msg']}"

@@ -81,8 +81,7 @@ class EndpointTeacher:
                 "endpoint: expected a url such as http://localhost:8000/v1, without user, password or query. A key "
                 "belongs into an environment variable; name that variable in `api_key_variable`."
             )
-        name = self.api_key_variable
-        if name is not None and not (name.isidentifier() and name.isupper()):
+        if self.api_key_variable is not None and not is_variable_name(self.api_key_variable):
             raise ValueError(
                 "endpoint: api_key_variable must be the NAME of an environment variable, in capital letters, such as "
                 "TEACHER_API_KEY. What stands there is not shown: it may be the key itself, which belongs into no file."
@@ -197,6 +196,11 @@ class EndpointTeacher:
                 "not set. Set it, or leave api_key_variable out if the server wants no key."
             )
         return key
+
+
+def is_variable_name(text: str) -> bool:
+    """Whether it can be the name of an environment variable, in capital letters, and so is hardly a key."""
+    return text.isidentifier() and text.isupper()
 
 
 def _openai() -> Any:

@@ -17,6 +17,7 @@ from jobs.answer_cache import AnswerCache, address_of
 from jobs.disclosed_text import Disclosure
 from jobs.local_teacher import LocalTeacher, most_tokens
 from jobs.relevance_teachers import OnAnswer, RulesTeacher, TeacherConfig, ask, open_teacher
+from jobs.settings import describe_problem
 from jobs.teacher_endpoint import EndpointTeacher
 from jobs.token_budget import TokenBudget
 
@@ -225,6 +226,18 @@ def test_settings_open_the_endpoint_they_describe():
     assert not teacher.disclosure.redact
     assert "localhost" not in str(teacher.identity)
     assert teacher.decoding == "free"
+
+
+def test_a_key_in_the_wrong_place_is_told_to_nobody():
+    config = TeacherConfig(kind="endpoint", url="http://localhost:1/v1", model="m", api_key_variable="sk-planted")
+    assert "planted" not in config.model_dump_json()
+    with pytest.raises(ValueError, match="must be the NAME of an environment variable"):
+        open_teacher(config, reader=READER)
+    with pytest.raises(ValidationError) as raised:
+        TeacherConfig(kind="endpoint", api_key_variable="sk-planted")
+    assert "planted" not in describe_problem(raised.value.errors()[0], TeacherConfig, "[label_relevance]")
+    named = config.model_copy(update={"api_key_variable": "TEACHER_API_KEY"})
+    assert "TEACHER_API_KEY" not in str(open_teacher(named, reader=READER).identity)
 
 
 @pytest.mark.parametrize(
