@@ -33,6 +33,7 @@ STEPS = (
     "fit_embedder",
     "embed_items_learn",
     "embed_users_learn",
+    "label_relevance",
     "publish_features",
     "build_training_set",
     "assign_segments",
