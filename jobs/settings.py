@@ -155,8 +155,6 @@ def _follow_switches(merged: dict[str, Any], where: str) -> None:
     services = list(flow.step("build_training_set").config_class().model_dump()["services"])
     rankers = flow.step("train_ranker").config_class().model_dump()["rankers"]
     for switch in SWITCHES:
-        if switch.step not in flow.STEPS:
-            continue
         config = _validate(
             flow.step(switch.step).config_class, merged.get(switch.step, {}), f"{where}: [{switch.step}]"
         )
