@@ -1,6 +1,6 @@
 """One way to answers, whoever gives them: kept ones first, each kept at once, never beyond the budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ PAIRS = [
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> AnswerCache:
-    return AnswerCache.open(tmp_path / "cache")
+def cache(tmp_path: Path) -> Iterator[AnswerCache]:
+    with AnswerCache.open(tmp_path / "cache") as opened:
+        yield opened
 
 
 class Counting:

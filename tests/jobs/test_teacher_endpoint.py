@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ KEY = "sk-planted-0123456789"
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> AnswerCache:
-    return AnswerCache.open(tmp_path / "cache")
+def cache(tmp_path: Path) -> Iterator[AnswerCache]:
+    with AnswerCache.open(tmp_path / "cache") as opened:
+        yield opened
 
 
 @pytest.fixture
