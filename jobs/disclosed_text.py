@@ -15,6 +15,7 @@ Rules know no names and no postal addresses. They err on the side of privacy: a 
 import html
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Literal, get_args
 
 from pydantic import BaseModel, field_validator
@@ -79,6 +80,7 @@ _PATTERNS = (
 )
 
 
+@lru_cache(maxsize=65_536)  # a title comes with each of its pairs
 def redacted(text: str) -> str:
     """One line without the parts that tell of a person; the text itself where there are none."""
     plain = _as_read(text)
