@@ -3,6 +3,7 @@
 import datetime as dt
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from embedders.built_chains import built_chain
+from embedders.causal_lm import CausalLM
+from embedders.ellm_rele import RelevanceTeacher
 from embedders.query_split import side_of
 from embedders.relevance_prompts import STEPS, QueryItem
 from feature_repo import table_schemas as tables
@@ -200,6 +203,34 @@ def test_a_stored_answer_of_an_endpoint_to_other_texts_is_shown_as_such(
     assert found.teacher.source == "stored, of other texts"
     assert "the texts or the teacher have changed since it answered" in page
     assert len(completion_server.requests) == num_requests
+
+
+def test_a_local_model_is_asked_now_wherever_its_folder_lies_in_the_lake(
+    judged: Lake, make_lm: Callable[..., CausalLM], tmp_path: Path
+):
+    lake = copied(judged, tmp_path)
+    RelevanceTeacher(make_lm()).save(lake.root / "teachers" / "tuned")
+    teacher = TeacherConfig(kind="local", model=str(lake.root / "teachers" / "tuned"), num_chains=2)
+    local = label_relevance.Config(enabled=True, teacher=teacher, max_judged_pairs=4, max_test_pairs=0)
+    label_relevance.run(lake, local)
+    manifest = lake.manifest(tables.RelevanceAnswers)
+    lake.write(
+        tables.RelevanceAnswers,
+        lake.read(tables.RelevanceAnswers),
+        fingerprint=manifest.fingerprint,
+        metadata={**manifest.metadata, "folder": "teachers/tuned"},
+    )
+    before = local.model_copy(update={"teacher": teacher.model_copy(update={"model": "as it was before fine-tuning"})})
+    found, page = explain(lake, "maker0 kind1", "i2", labelling=before)
+    assert (found.teacher.source, found.teacher.teacher, found.teacher.is_of_lake) == (
+        "asked now",
+        "local: tuned",
+        True,
+    )
+    assert found.teacher.answer is not None
+    assert found.teacher.answer.num_chains == 2
+    assert f"{found.teacher.answer.score:.3f}" in page
+    assert f"{found.teacher.answer.agreement:.0%} of its 2 chains agree" in page
 
 
 def test_what_cannot_be_explained_is_said_with_what_to_do(answered: Lake, judged: Lake, lake: Lake):
