@@ -15,16 +15,12 @@ are judged on those of test queries. So a score is a probability, and that of an
 
 Point in time: only pairs first shown before `labels_through` (or never) teach, and no row is dated earlier; see
 `jobs.relevance_rows`. What is trained, embedded or scored already is not again; a killed run goes on from its last
-epoch or shard. As the log grows, `labels_through` moves; students are kept until it has moved by `refit_after_days`, as
-long as all that they learnt from is still the same.
+epoch or shard. When students are trained anew: `jobs.kept_students`.
 """
 
-import hashlib
-import json
 import logging
 import shutil
-import time
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,8 +42,9 @@ from feature_repo.table_schemas import (
     RelevanceMetrics,
     StudentCurves,
 )
-from jobs.distilled_pairs import LearntPairs, judged_test_pairs, learnt_pairs
+from jobs.distilled_pairs import PROMPT, LearntPairs, judged_test_pairs, learnt_pairs
 from jobs.fitted_students import MODELS, Kind, fitted_students
+from jobs.kept_students import digest_of, through_kept, told_of_students, why_trained_anew
 from jobs.lake import Lake
 from jobs.pair_scores import score_pairs
 from jobs.relevance_quality import judge
@@ -92,6 +89,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
     on), where it is two to three times as fast. Part of what a student is: another one trains it anew."""
     refit_after_days: NonNegativeInt = 30
     """Students are kept until `labels_through` has moved so many days; a refit writes all vectors and scores anew."""
+    refit_share: float = Field(0.1, ge=0.0, le=1.0)
+    """Students are kept until more than this share of the pairs that they learnt from are others (new, gone, edited, or
+    with another label or answer). 0: trained again whenever any is."""
     max_scored_pairs: NonNegativeInt = 500_000
     """Pairs of the log that get a score, the most shown first."""
     requested_pairs: str | None = None
@@ -123,7 +123,7 @@ def run(lake: Lake, config: Config) -> None:
             lake.write(schema, schema.create_empty())
         logger.info("distill_relevance: not enabled ([label_relevance] enabled), this lake does without relevance")
         return
-    pairs = _train(lake, config, answers)
+    _train(lake, config, answers)
     students = fitted_students(lake)
     representation = students.get("representation")
     if representation is None:
@@ -135,7 +135,6 @@ def run(lake: Lake, config: Config) -> None:
     judge(
         lake,
         judged_test_pairs(lake, good_from=answers["good_from"], most=config.max_test_pairs, seed=config.seed),
-        pairs.train.get_column("query_text").unique().to_list(),
         students,
         backbone=config.backbone,
         max_tokens=config.max_tokens,
@@ -146,53 +145,59 @@ def run(lake: Lake, config: Config) -> None:
     score_pairs(lake, scorer, most=config.max_scored_pairs, requested=requested)
 
 
-def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> LearntPairs:
-    """Bring the students up to date, and `student_curves` with them; what they learnt from."""
-    told_before: dict[str, Any] = {}
-    if lake.exists(StudentCurves):
-        told_before = lake.manifest(StudentCurves).metadata.get("students", {})
-    pairs = _pairs_through(lake, config, answers, _through_kept(lake, config, answers))
-    digests = {kind: _digest(config, kind, pairs) for kind in dict.fromkeys(config.students)}
-    if not _are_right(lake, digests) and pairs.labels_through != _time(answers["labels_through"]):
-        logger.info("distill_relevance: what was learnt from has changed, students are trained anew")
-        pairs = _pairs_through(lake, config, answers, _time(answers["labels_through"]))
-        digests = {kind: _digest(config, kind, pairs) for kind in digests}
-    kept = [kind for kind in digests if _are_right(lake, {kind: digests[kind]})]
-    if kept == list(told_before) == list(digests):
-        logger.info("distill_relevance: kept: the %s student has learnt from the same", " and the ".join(kept))
-        return pairs
+def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> None:
+    """Bring the students up to date, and `student_curves` with them."""
+    before, now = told_of_students(lake), _time(answers["labels_through"])
+    kinds: list[Kind] = list(dict.fromkeys(config.students))
+    made_of = {kind: _made_of(config, kind) for kind in kinds}
+    pairs = _pairs_through(lake, config, answers, through_kept(lake, now, refit_after_days=config.refit_after_days))
+    why = {kind: why_trained_anew(lake, kind, made_of[kind], pairs, refit_share=config.refit_share) for kind in kinds}
+    if pairs.labels_through != now and any(why[kind] for kind in kinds if kind in before):
+        pairs = _pairs_through(lake, config, answers, now)
+        why = {kind: why[kind] or "the other student is, from newer labels" for kind in kinds}
+    kept = [kind for kind in kinds if why[kind] is None]
+    if kept == kinds == list(before):
+        return
 
-    before = lake.read(StudentCurves) if kept else StudentCurves.create_empty()
-    curves, told = [before.filter(pl.col("student").is_in(kept))], {kind: told_before[kind] for kind in kept}
-    for kind in (kind for kind in digests if kind not in kept):
+    stored = lake.read(StudentCurves) if kept else StudentCurves.create_empty()
+    curves, told = [stored.filter(pl.col("student").is_in(kept))], {kind: before[kind] for kind in kept}
+    for kind in (kind for kind in kinds if kind not in kept):
         from jobs.student_training import TrainingRun, train_student  # here: torch takes seconds to import
 
-        settings = config.interaction if kind == "interaction" else config.representation
-        started = time.monotonic()
-        trained = train_student(
-            lake,
-            TrainingRun(
-                kind, settings, config.backbone, config.max_tokens, config.precision, config.seed, digests[kind]
-            ),
-            pairs,
+        logger.info("distill_relevance: the %s student is trained: %s", kind, why[kind])
+        run = TrainingRun(
+            kind=kind,
+            settings=config.interaction if kind == "interaction" else config.representation,
+            backbone=config.backbone,
+            max_tokens=config.max_tokens,
+            precision=config.precision,
+            seed=config.seed,
+            made_of=made_of[kind],
+            digest=digest_of(made_of[kind], pairs),
         )
+        trained = train_student(lake, run, pairs)
         told[kind] = trained.told
         rows = [
             (kind, row.epoch, row.train_loss, row.validation_metric, row.seconds, row.is_best) for row in trained.curve
         ]
-        curves.append(pl.DataFrame(rows, schema=dict(before.schema), orient="row"))
-        auc = trained.told["validation_roc_auc"]
-        logger.info(
-            "distill_relevance: %s student trained on %s pairs, ROC-AUC of held-out pairs %s, %.1f s",
-            kind,
-            f"{len(pairs.train):_}",
-            "not judged" if auc is None else f"{auc:.4f}",
-            time.monotonic() - started,
-        )
-    ordered = {kind: told[kind] for kind in digests}
+        curves.append(pl.DataFrame(rows, schema=dict(stored.schema), orient="row"))
+    ordered = {kind: told[kind] for kind in kinds}
     lake.write(StudentCurves, pl.concat(curves), metadata={"students": ordered})
-    _remove_others(lake, {told["folder"] for told in ordered.values()})
-    return pairs
+    _remove_others(lake, {one["folder"] for one in ordered.values()})
+
+
+def _made_of(config: Config, kind: Kind) -> dict[str, Any]:
+    """All that makes another student of the same pairs."""
+    files = find_model_files(config.backbone)
+    settings = config.interaction if kind == "interaction" else config.representation
+    return {
+        **settings.model_dump(mode="json"),
+        "backbone": sha256_of_files(files.weights | files.tokenizer),
+        "prompt": PROMPT.version,
+        "max_tokens": config.max_tokens,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
 
 
 def _pairs_through(lake: Lake, config: Config, answers: dict[str, Any], through: datetime | None) -> LearntPairs:
@@ -203,43 +208,6 @@ def _pairs_through(lake: Lake, config: Config, answers: dict[str, Any], through:
         max_train_pairs=config.max_train_pairs,
         max_validation_pairs=config.max_validation_pairs,
         seed=config.seed,
-    )
-
-
-def _through_kept(lake: Lake, config: Config, answers: dict[str, Any]) -> datetime | None:
-    """Through when students should have learnt: as long as they did, while that is not too long ago."""
-    now = _time(answers["labels_through"])
-    students = list(fitted_students(lake).values()) if lake.exists(StudentCurves) else []
-    if now is None or not students:
-        return now
-    then = students[0].labels_through
-    is_old = then is None or abs(now - then) >= timedelta(days=config.refit_after_days)
-    return now if is_old or any(student.labels_through != then for student in students) else then
-
-
-def _digest(config: Config, kind: Kind, pairs: LearntPairs) -> str:
-    """Of all that makes a student what it is."""
-    files = find_model_files(config.backbone)
-    settings = config.interaction if kind == "interaction" else config.representation
-    parts = {
-        "kind": kind,
-        "settings": settings.model_dump(mode="json"),
-        "backbone": sha256_of_files(files.weights | files.tokenizer),
-        "max_tokens": config.max_tokens,
-        "precision": config.precision,
-        "seed": config.seed,
-        "pairs": pairs.digest(),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _are_right(lake: Lake, digests: dict[Kind, str]) -> bool:
-    """Whether there are such students, with their files as they were."""
-    if not lake.exists(StudentCurves):
-        return False
-    told, students = lake.manifest(StudentCurves).metadata.get("students", {}), fitted_students(lake)
-    return all(
-        kind in told and told[kind]["digest"] == of and students[kind].is_whole() for kind, of in digests.items()
     )
 
 

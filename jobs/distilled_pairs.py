@@ -44,12 +44,14 @@ class LearntPairs(NamedTuple):
     validation: pl.DataFrame
     labels_through: datetime | None
 
-    def digest(self) -> str:
-        """Hash of all that is learnt from, stopped by and calibrated on, whatever else has changed."""
-        found = hashlib.sha256(PROMPT.version.encode())
-        for frame in (self.train, self.validation):
-            found.update(frame.select(LEARNT_FROM).write_csv().encode())
-        return found.hexdigest()
+    def hashes(self) -> list[str]:
+        """Of each pair, with all that is told of it, and on which side it is."""
+        told = [*PAIR, *LEARNT_FROM]
+        return [
+            hashlib.blake2b(repr((side, *row)).encode(), digest_size=16).hexdigest()
+            for side, frame in (("train", self.train), ("validation", self.validation))
+            for row in frame.select(told).iter_rows()
+        ]
 
 
 def texts_of_queries(lake: Lake) -> pl.LazyFrame:

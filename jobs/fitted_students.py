@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MODELS = "embedders/mkd"
 """Folder of the lake: <digest>/<kind> for each student, and the checkpoints of those that are being trained."""
 
+LEARNT_FROM_FILE = "learnt_from.parquet"
+"""In the folder of a student: hashes of the pairs that it learnt from, was stopped by and calibrated on."""
+
 Kind = Literal["interaction", "representation"]
 
 

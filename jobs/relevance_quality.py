@@ -15,10 +15,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedders.query_bootstrap import interval, resampled_metrics
+from embedders.query_split import sides_of
 from embedders.query_tiers import TIERS, rarest_word_frequency, tiers_of, words_of
 from embedders.ranking_metrics import Judgements, ranking_metrics
 from feature_repo.table_schemas import RelevanceMetrics
-from jobs.distilled_pairs import PROMPT
+from jobs.distilled_pairs import PROMPT, texts_of_queries
 from jobs.fitted_students import FittedStudent, Kind
 from jobs.lake import Lake
 from jobs.relevance_vectors import StoredVectors
@@ -35,7 +36,6 @@ NUM_DRAWS = 200
 def judge(
     lake: Lake,
     pairs: pl.DataFrame,
-    training_queries: list[str],
     students: Mapping[Kind, FittedStudent],
     *,
     backbone: str,
@@ -47,7 +47,6 @@ def judge(
     Args:
         lake: with the vectors of the representation student, where there is one.
         pairs: as `jobs.distilled_pairs.judged_test_pairs` gives them.
-        training_queries: texts of the queries that students were trained on: what makes a query head or tail.
         students: to be judged.
         backbone: what students began as, judged as it is, too.
         max_tokens: read of a text.
@@ -57,7 +56,7 @@ def judge(
         lake.write(RelevanceMetrics, RelevanceMetrics.create_empty(), metadata={"of": "nothing"})
         logger.warning("distill_relevance: no judged pair is of a test query, so no scorer is judged")
         return
-    tiers = tiers_of(rarest_word_frequency(pairs.get_column("query_text").to_list(), training_queries))
+    tiers = tiers_of(rarest_word_frequency(pairs.get_column("query_text").to_list(), _training_queries(lake)))
     prints = [student.fingerprint.digest() for student in students.values()]
     told = f"{PROMPT.version} {backbone} {max_tokens} {seed} {NUM_DRAWS} {prints} {''.join(tiers)}\n"
     digest = hashlib.sha256((told + pairs.write_csv()).encode()).hexdigest()
@@ -139,6 +138,12 @@ def _scores(
             vectors = StoredVectors(lake, "distill_relevance", (of_queries, of_items))
             scores["representation"] = vectors.cosines(pairs)
     return scores
+
+
+def _training_queries(lake: Lake) -> list[str]:
+    """Texts of all queries of the training side, drawn to train on or not: so tiers do not depend on a setting."""
+    texts = texts_of_queries(lake).collect().get_column("query_text").to_list()
+    return [text for text, side in zip(texts, sides_of(texts), strict=True) if side == "train"]
 
 
 def _log(metrics: pl.DataFrame) -> None:

@@ -1,6 +1,5 @@
 """The training run of `distill_relevance`: pairs in, a calibrated student in a folder of its own out."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from embedders.ranking_metrics import roc_auc
 from embedders.reasoning_targets import FactClasses, signal_of
 from embedders.relevance_prompts import QueryItem, parse
 from jobs.distilled_pairs import PROMPT, LearntPairs, described
-from jobs.fitted_students import MODELS, Kind, sha256_of_student
+from jobs.fitted_students import LEARNT_FROM_FILE, MODELS, Kind, sha256_of_student
 from jobs.lake import Lake
 from jobs.progress import progress_bar
 from jobs.student_settings import RepresentationSettings
@@ -44,7 +43,8 @@ class TrainingRun(NamedTuple):
         max_tokens: read of a text, or of both texts of a pair.
         precision: of the encoder's passes.
         seed: of everything.
-        digest: of all of this and of the pairs; names the folder.
+        made_of: all that makes another student of the same pairs.
+        digest: of it and of the pairs; names the folder.
     """
 
     kind: Kind
@@ -53,6 +53,7 @@ class TrainingRun(NamedTuple):
     max_tokens: int
     precision: str
     seed: int
+    made_of: dict[str, Any]
     digest: str
 
 
@@ -69,6 +70,7 @@ def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedSt
     texts = pairs.train.select("query_text", "item_text").rows()
     signal, num_classes = _signal(pairs.train)
     student = _fresh(run, num_classes)
+    is_scored = pairs.train.get_column("score").count() > 0
     held_out = pairs.validation.select("query_text", "item_text").rows()
     good_N = (pairs.validation.get_column("human_label") == "good").to_numpy()
     is_judged = 0 < good_N.sum() < len(good_N)
@@ -117,7 +119,7 @@ def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedSt
             student,
             texts,
             signal,
-            run.settings.of_fit(precision=run.precision, seed=run.seed),
+            run.settings.of_fit(precision=run.precision, seed=run.seed, is_scored=is_scored),
             validate=validate if is_judged else None,
             watch=Watch(on_pairs=advance, on_epoch=on_epoch, on_checkpoint=keep, resume_from=resume_from),
         )
@@ -191,6 +193,7 @@ def _put_in_place(lake: Lake, run: TrainingRun, model: MkdModel, pairs: LearntPa
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:
         model.save(Path(aside) / run.kind)
+        pl.DataFrame({"pair": pairs.hashes()}).write_parquet(Path(aside) / run.kind / LEARNT_FROM_FILE)
         shutil.rmtree(folder, ignore_errors=True)
         (Path(aside) / run.kind).rename(folder)
     through = None if pairs.labels_through is None else pairs.labels_through.isoformat()
@@ -201,8 +204,7 @@ def _put_in_place(lake: Lake, run: TrainingRun, model: MkdModel, pairs: LearntPa
         "fingerprint": model.fingerprint(folder=folder, prompt=PROMPT.version, trained_through=through).as_tags(),
         "labels_through": through,
         "digest": run.digest,
-        "settings": json.loads(run.settings.model_dump_json()),
-        "backbone": run.backbone,
+        "made_of": run.made_of,
         "scale": model.kappa if is_bi_encoder else None,
         "bias": model.bias if is_bi_encoder else None,
     }

@@ -405,3 +405,113 @@ def published_relevance_lake(relevance_lake: Lake, tmp_path_factory: pytest.Temp
     lake = Lake(root, now=lambda: NOW)
     publish_features.run(lake, publish_features.Config())
     return lake
+
+
+@pytest.fixture(scope="session")
+def word_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT of two layers that reads the words of `search_lake`; the same every time."""
+    import torch  # takes seconds, and most tests do without
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "words"
+    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", ".", *(f"{n}{k}" for n in ("maker", "kind", "word") for k in range(9))]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **special).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            pad_token_id=1,
+            initializer_range=0.2,
+        )
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def search_lake(lake: Lake) -> Lake:
+    """Searches with judged pairs and a teacher's answers about those of the first 20 of 40 days.
+
+    A query names one of three makers and one of three kinds, and so does an item: grade 3 where both agree, 1 where
+    one does, 0 otherwise, of every pair shown. Query q000 is shown on day 0 at noon, q001 on day 1, q040 on day 0
+    again, with six items each (two that fit, four drawn). Item i00 to i26 are there from day 0, i27 on from day 30.
+    The teacher is sure of the grade, and gives its reasons. Planted: i35 has no text, q119 is blank.
+    """
+    from embedders.relevance_prompts import STEPS, Reasoning
+
+    start, day = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc), dt.timedelta(days=1)
+    rng = np.random.default_rng(0)
+    traits = [(n % 3, n // 3 % 3) for n in range(120)]
+    items, queries = [f"i{n:02}" for n in range(36)], [f"q{n:03}" for n in range(120)]
+    titles = [f"maker{traits[n][0]} kind{traits[n][1]} word{n // 9}" for n in range(35)]
+    times = [start if n < 27 else start + 30 * day for n in range(36)]
+    catalogue = pl.DataFrame(
+        {"item_id": items, "title": [*titles, None], "event_timestamp": times, "created_timestamp": times}
+    )
+    lake.write(tables.Items, pl.concat([tables.Items.create_empty(), catalogue], how="diagonal_relaxed"))
+    texts = [f"maker{maker} kind{kind} word{n % 9} x{n}" for n, (maker, kind) in enumerate(traits)]
+    lake.write(tables.Queries, pl.DataFrame({"query_id": queries, "query_text": [*texts[:-1], "  "]}))
+    log, grades, answers = [], [], []
+    for n, query in enumerate(queries):
+        fits = [m for m in range(35) if traits[m] == traits[n]]
+        for slot, m in enumerate(
+            [*fits[:2], *rng.choice([m for m in range(36) if m not in fits[:2]], 4, replace=False)]
+        ):
+            shown = start + (n % 40) * day + dt.timedelta(hours=12, minutes=slot)
+            log.append((f"{query}-{slot}", f"u{n % 7}", items[m], query, slot, shown, False, False, False))
+            agree = [traits[m][side] == traits[n][side] for side in (0, 1)]
+            grades.append((query, items[m], {2: 3.0, 1: 1.0, 0: 0.0}[sum(agree)]))
+            if n % 40 >= 20 or m == 35 or n == 119:
+                continue
+            facts = {"category": f"kind{traits[m][1]}", "brand": f"maker{traits[m][0]}"}
+            label, matches = ("good" if all(agree) else "bad"), ["match" if one else "mismatch" for one in agree[::-1]]
+            chain = Reasoning.of_values(
+                [
+                    f"kind{traits[n][1]}",
+                    f"maker{traits[n][0]}",
+                    "",
+                    "",
+                    *facts.values(),
+                    "",
+                    "",
+                    *matches,
+                    "na",
+                    "na",
+                    label,
+                ]
+            )
+            answers.append(
+                {
+                    "query_id": query,
+                    "item_id": items[m],
+                    "score": {2: 0.95, 1: 0.2, 0: 0.05}[sum(agree)],
+                    "label": label,
+                    **{f"{step}_match": match for step, match in zip(STEPS, chain.matches(), strict=True)},
+                    "chain": chain.line(),
+                    **dict.fromkeys(("agreement", "num_chains", "num_parsed", "num_attempts", "num_tokens"), 1),
+                    "answer_hash": f"{query} {items[m]}",
+                }
+            )
+    columns = ["impression_id", "user_id", "item_id", "query_id", "position", "event_timestamp"]
+    shown_rows = pl.DataFrame(log, schema=[*columns, "clicked", "converted", "is_sampled"], orient="row")
+    lake.write(tables.Impressions, pl.concat([tables.Impressions.create_empty(), shown_rows], how="diagonal_relaxed"))
+    lake.write(tables.RelevanceGrades, pl.DataFrame(grades, schema=["query_id", "item_id", "grade"], orient="row"))
+    lake.write(
+        tables.RelevanceAnswers,
+        pl.DataFrame(answers, schema=dict(tables.RelevanceAnswers.create_empty().schema)),
+        fingerprint={"teacher": "sure"},
+        metadata={"enabled": True, "labels_through": (start + 20 * day).isoformat(), "good_from": 2.0},
+    )
+    return lake
