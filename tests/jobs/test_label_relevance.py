@@ -238,6 +238,34 @@ def test_two_annotators_are_both_asked_and_their_differences_counted(shop: Lake,
     assert len(told["annotators"]) == 2
 
 
+def test_an_endpoint_annotates_and_answers_sees_only_what_it_may_and_is_not_asked_twice(
+    shop: Lake, completion_server: Any
+):
+    endpoint = TeacherConfig(kind="endpoint", url=completion_server.url, model="judge", num_chains=2)
+    config = Config(
+        enabled=True,
+        annotators=(endpoint, TeacherConfig()),
+        teacher=endpoint,
+        disclosure=Disclosure(fields=("query", "brand")),
+        max_annotated_pairs=10,
+        max_judged_pairs=10,
+        max_test_pairs=4,
+        max_pool_pairs=4,
+    )
+    run(shop, config)
+    asked = len(completion_server.requests)
+    assert not any(b"Red" in body for body in completion_server.received)  # all titles have it
+    answers = shop.read(tables.RelevanceAnswers)
+    assert (len(answers), answers.get_column("score").null_count()) == (18, 0)
+    # two chains for every pair that reads differently, though the endpoint is annotator and teacher
+    assert asked == 2 * answers.get_column("answer_hash").n_unique()
+    told = shop.manifest(tables.RelevanceChains).metadata
+    assert told["kept"] > 0
+    assert told["asked"] == told["kept"] + told["against_people"] + told["against_each_other"] == 10
+    run(shop, config)
+    assert len(completion_server.requests) == asked
+
+
 def test_a_local_teacher_is_fine_tuned_on_the_chains_and_then_asked(shop: Lake, tiny: str):
     fine_tune = FineTune(enabled=True, answers="label_only", epochs=1, learning_rate=1e-3, batch_size=8)
     config = Config(enabled=True, teacher=local(tiny), fine_tune=fine_tune, max_annotated_pairs=16)
