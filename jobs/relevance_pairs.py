@@ -87,16 +87,19 @@ def judged_pairs(lake: Lake, *, good_from: float, before: datetime | None) -> pl
     Args:
         lake: without grades there are none.
         good_from: least grade of a good pair.
-        before: pairs first shown at this time or later are left out; None: none are.
+        before: pairs first shown at this time or later are left out, and impressions from then on are not counted;
+            None: none are.
     """
     if not lake.exists(RelevanceGrades) or not lake.exists(Queries):
         return _with_sides(_with_queries(lake, _no_pairs(), good_from).collect())
     grades = lake.scan(RelevanceGrades).select(*PAIR, "grade")
-    pairs = grades.join(_shown(lake), on=PAIR, how="left").with_columns(pl.col("num_shown").fill_null(0))
-    found = _with_queries(lake, _first_shown_before(pairs, before), good_from)
+    shown = _shown(_rows_of_log(lake).join(grades, on=PAIR, how="semi"), before)  # of the log only what is judged
+    pairs = grades.join(shown, on=PAIR, how="left").with_columns(pl.col("num_shown").fill_null(0))
+    judged = pairs.collect(engine="streaming")
+    in_time = judged if before is None else judged.filter((pl.col("first_shown") < before).fill_null(True))
+    found = _with_queries(lake, in_time.lazy(), good_from)
     kept = found.join(_items_with_text(lake), on="item_id", how="semi").sort(PAIR).collect(engine="streaming")
-    num_grades = lake.manifest(RelevanceGrades).rows
-    num_in_time = int(_first_shown_before(pairs, before).select(pl.len()).collect(engine="streaming").item())
+    num_grades, num_in_time = len(judged), len(in_time)
     logger.info(
         "relevance: %s of %s judged pairs kept%s; left out: %s first shown later, %s without a query or an item text",
         f"{len(kept):_}",
@@ -113,18 +116,21 @@ def pool_pairs(lake: Lake, *, before: datetime | None, most: int) -> pl.DataFram
 
     Args:
         lake: without queries there are none.
-        before: only pairs first shown before it; None: all.
+        before: only impressions before it count; None: all.
         most: so many at most.
     """
     if most == 0 or not lake.exists(Queries):
         return _with_sides(_with_queries(lake, _no_pairs(), 0.0).collect())
     texts = lake.scan(Queries).select("query_id", "query_text").collect()
     train = _with_sides(texts).filter(pl.col("side") == "train").select("query_id")
-    pairs = _first_shown_before(_shown(lake), before)
+    rows = _rows_of_log(lake)
+    if before is not None:
+        rows = rows.filter(pl.col("event_timestamp") < before)
+    # rows are dropped before they are counted: the fewer distinct pairs, the less memory
+    rows = rows.join(train.lazy(), on="query_id", how="semi").join(_items_with_text(lake), on="item_id", how="semi")
     if lake.exists(RelevanceGrades):
-        pairs = pairs.join(lake.scan(RelevanceGrades).select(PAIR), on=PAIR, how="anti")
-    pairs = pairs.join(train.lazy(), on="query_id", how="semi").join(_items_with_text(lake), on="item_id", how="semi")
-    chosen = pairs.sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).head(most)
+        rows = rows.join(lake.scan(RelevanceGrades).select(PAIR), on=PAIR, how="anti")
+    chosen = _shown(rows, None).sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).head(most)
     graded = chosen.with_columns(grade=pl.lit(None, pl.Float64))
     found = _with_queries(lake, graded, good_from=0.0).sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING)
     return _with_sides(found.collect(engine="streaming"))
@@ -136,7 +142,7 @@ def shown_pairs(lake: Lake) -> pl.DataFrame:
     Negatives that were drawn by us count as shown: if only real impressions had a score, its absence would tell the
     ranker which rows nobody clicked.
     """
-    return _shown(lake).sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).collect(engine="streaming")
+    return _shown(_rows_of_log(lake), None).sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).collect(engine="streaming")
 
 
 def drawn_by_query(pairs: pl.DataFrame, most: int, *, seed: int) -> pl.DataFrame:
@@ -176,28 +182,22 @@ _MOST_SHOWN_FIRST = ("num_shown", "first_shown", *PAIR)
 _DESCENDING = [True, False, False, False]
 
 
-def _shown(lake: Lake) -> pl.LazyFrame:
-    """One row per pair of the log."""
-    if not lake.exists(Impressions) or lake.manifest(Impressions).rows == 0:
-        return _no_pairs().drop("grade")
+def _rows_of_log(lake: Lake) -> pl.LazyFrame:
+    """Pair and time of each impression that has a query."""
+    log = lake.scan(Impressions) if lake.exists(Impressions) else Impressions.create_empty(lazy=True)
+    return log.filter(pl.col("query_id").is_not_null()).select(*PAIR, "event_timestamp")
+
+
+def _shown(rows: pl.LazyFrame, before: datetime | None) -> pl.LazyFrame:
+    """One row per pair of these rows of the log: first_shown, and num_shown (before that time)."""
     time = pl.col("event_timestamp")
-    return (
-        lake.scan(Impressions)
-        .filter(pl.col("query_id").is_not_null())
-        .group_by(PAIR)
-        .agg(first_shown=time.min(), num_shown=pl.len().cast(pl.Int64))
-    )
+    counted = pl.len() if before is None else (time < before).sum()
+    return rows.group_by(PAIR).agg(first_shown=time.min(), num_shown=counted.cast(pl.Int64))
 
 
 def _no_pairs() -> pl.LazyFrame:
     types = {"query_id": pl.String, "item_id": pl.String, "grade": pl.Float64}
     return pl.LazyFrame(schema={**types, "first_shown": pl.Datetime("us", "UTC"), "num_shown": pl.Int64})
-
-
-def _first_shown_before(pairs: pl.LazyFrame, before: datetime | None) -> pl.LazyFrame:
-    if before is None:
-        return pairs
-    return pairs.filter((pl.col("first_shown") < before).fill_null(True))
 
 
 def _items_with_text(lake: Lake) -> pl.LazyFrame:

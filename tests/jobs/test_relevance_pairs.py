@@ -120,6 +120,7 @@ def test_a_pair_first_shown_later_is_left_out_and_one_never_shown_is_not(pair_la
     assert ("q1", "i0") not in keys(before)
     assert ("q0", "i1") in keys(before)
     assert ("q1", "i0") in keys(judged_pairs(pair_lake, good_from=2.0, before=START + 9 * DAY))
+    assert before.row(0, named=True)["num_shown"] == 1  # the other impression of q0 with i0 is later
 
 
 def test_the_pool_is_what_was_shown_most_and_not_judged_on_the_train_side(pair_lake: Lake):
