@@ -34,6 +34,7 @@ STEPS = (
     "embed_items_learn",
     "embed_users_learn",
     "label_relevance",
+    "distill_relevance",
     "publish_features",
     "build_training_set",
     "assign_segments",
