@@ -183,7 +183,22 @@ def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> None:
         curves.append(pl.DataFrame(rows, schema=dict(stored.schema), orient="row"))
     ordered = {kind: told[kind] for kind in kinds}
     lake.write(StudentCurves, pl.concat(curves), metadata={"students": ordered})
+    _compare(ordered)
     _remove_others(lake, {one["folder"] for one in ordered.values()})
+
+
+def _compare(told: dict[Kind, dict[str, Any]]) -> None:
+    """Warn where the student that scores pairs is the worse one: a cross-encoder wants many more pairs."""
+    held_out = [told.get(kind, {}).get("validation_roc_auc") for kind in ("interaction", "representation")]
+    interaction, representation = held_out
+    if interaction is not None and representation is not None and interaction < representation:
+        logger.warning(
+            "distill_relevance: the interaction student, which scores pairs, orders held-out pairs worse than the "
+            "representation student (ROC-AUC %.4f, %.4f).\n  what to do: train it on more pairs (max_train_pairs) or "
+            'longer (interaction.epochs), or leave it out: students = ["representation"]',
+            interaction,
+            representation,
+        )
 
 
 def _made_of(config: Config, kind: Kind) -> dict[str, Any]:

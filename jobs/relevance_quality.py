@@ -42,7 +42,9 @@ def judge(
     max_tokens: int,
     seed: int,
 ) -> None:
-    """Write `relevance_metrics`, unless it is of the same pairs and the same scorers already.
+    """Write `relevance_metrics`, unless it is of the same judgements and the same scorers already.
+
+    Edited texts alone are no reason to judge again: when so many are edited that it matters, students are new, too.
 
     Args:
         lake: with the vectors of the representation student, where there is one.
@@ -59,7 +61,7 @@ def judge(
     tiers = tiers_of(rarest_word_frequency(pairs.get_column("query_text").to_list(), _training_queries(lake)))
     prints = [student.fingerprint.digest() for student in students.values()]
     told = f"{PROMPT.version} {backbone} {max_tokens} {seed} {NUM_DRAWS} {prints} {''.join(tiers)}\n"
-    digest = hashlib.sha256((told + pairs.write_csv()).encode()).hexdigest()
+    digest = hashlib.sha256((told + pairs.drop("query_text", "item_text").write_csv()).encode()).hexdigest()
     if lake.exists(RelevanceMetrics) and lake.manifest(RelevanceMetrics).metadata.get("of") == digest:
         logger.info("distill_relevance: the scorers are judged already, on the same %s pairs", f"{len(pairs):_}")
         return

@@ -57,6 +57,9 @@ class RepresentationSettings(BaseModel, extra="forbid", frozen=True):
 class InteractionSettings(RepresentationSettings):
     """How the cross-encoder is trained."""
 
+    epochs: PositiveInt = 4
+    """Most passes over the pairs, the card's. It begins without knowing what a pair is: it wants several thousand pairs
+    and epochs to pass the representation student, and learns next to nothing from a thousand in one."""
     learning_rate: PositiveFloat = 1e-4
     """Of the encoder at its peak. 2e-5 is the card's, for many more steps than there are by default."""
     alpha_list: NonNegativeFloat = 0.0

@@ -26,6 +26,7 @@ from feature_repo.table_schemas import (
 from jobs import distill_relevance
 from jobs.distill_relevance import Config
 from jobs.fitted_students import fitted_students
+from jobs.kept_students import told_of_students
 from jobs.lake import Lake
 from jobs.student_settings import InteractionSettings, RepresentationSettings
 
@@ -340,7 +341,9 @@ def test_students_are_kept_until_the_labels_have_moved_by_some_days(distilled: L
     assert all(distilled.read(schema).get_column("event_timestamp").min() == THROUGH + 9 * DAY for schema in DATED)
 
 
-def test_an_interaction_student_scores_the_pairs_and_leaves_the_other_as_it_is(distilled: Lake, word_encoder: Path):
+def test_an_interaction_student_scores_the_pairs_and_leaves_the_other_as_it_is(
+    distilled: Lake, word_encoder: Path, caplog: pytest.LogCaptureFixture
+):
     before = fitted_students(distilled)["representation"]
     distil(distilled, word_encoder, students=("representation", "interaction"))
     students = fitted_students(distilled)
@@ -353,6 +356,9 @@ def test_an_interaction_student_scores_the_pairs_and_leaves_the_other_as_it_is(d
     np.testing.assert_allclose(pairs.get_column("query_item_relevance").to_numpy(), by_model, atol=1e-5)
     assert set(distilled.read(StudentCurves).get_column("student")) == {"interaction", "representation"}
     assert "interaction" in set(distilled.read(RelevanceMetrics).get_column("scorer"))
+    auc = {kind: told["validation_roc_auc"] for kind, told in told_of_students(distilled).items()}
+    worse = "orders held-out pairs worse than the representation student" in caplog.text
+    assert worse == (auc["interaction"] < auc["representation"])
 
 
 def test_without_a_representation_student_there_are_no_vectors(search_lake: Lake, word_encoder: Path):
