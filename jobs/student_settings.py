@@ -60,6 +60,8 @@ class InteractionSettings(RepresentationSettings):
     epochs: PositiveInt = 4
     """Most passes over the pairs, the card's. It begins without knowing what a pair is: it wants several thousand pairs
     and epochs to pass the representation student, and learns next to nothing from a thousand in one."""
+    batch_size: int = 16
+    """Pairs a training step."""
     learning_rate: PositiveFloat = 1e-4
     """Of the encoder at its peak. 2e-5 is the card's, for many more steps than there are by default."""
     alpha_list: NonNegativeFloat = 0.0
