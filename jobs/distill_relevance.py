@@ -14,8 +14,8 @@ are judged on those of test queries. So a score is a probability, and that of an
     sigmoid(query_relevance_scale * cosine(query_relevance_embedding, item_relevance_embedding) + query_relevance_bias)
 
 Point in time: only pairs first shown before `labels_through` (or never) teach, and no row is dated earlier; see
-`jobs.relevance_rows`. What is trained, embedded or scored already is not again; a killed run goes on from its last
-epoch or shard. When students are trained anew: `jobs.kept_students`.
+`jobs.relevance.dated_rows`. What is trained, embedded or scored already is not again; a killed run goes on from its
+last epoch or shard. When students are trained anew: `jobs.relevance.kept_students`.
 """
 
 import logging
@@ -42,14 +42,14 @@ from feature_repo.table_schemas import (
     RelevanceMetrics,
     StudentCurves,
 )
-from jobs.distilled_pairs import PROMPT, LearntPairs, judged_test_pairs, learnt_pairs
-from jobs.fitted_students import MODELS, Kind, fitted_students
-from jobs.kept_students import digest_of, through_kept, told_of_students, why_trained_anew
 from jobs.lake import Lake
-from jobs.pair_scores import score_pairs
-from jobs.relevance_quality import judge
-from jobs.relevance_vectors import embed_items, embed_queries
-from jobs.student_settings import InteractionSettings, RepresentationSettings
+from jobs.relevance.distilled_pairs import PROMPT, LearntPairs, judged_test_pairs, learnt_pairs
+from jobs.relevance.fitted_students import MODELS, Kind, fitted_students
+from jobs.relevance.kept_students import digest_of, through_kept, told_of_students, why_trained_anew
+from jobs.relevance.pair_scores import score_pairs
+from jobs.relevance.quality import judge
+from jobs.relevance.student_settings import InteractionSettings, RepresentationSettings
+from jobs.relevance.vectors import embed_items, embed_queries
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> None:
     stored = lake.read(StudentCurves) if kept else StudentCurves.create_empty()
     curves, told = [stored.filter(pl.col("student").is_in(kept))], {kind: before[kind] for kind in kept}
     for kind in (kind for kind in kinds if kind not in kept):
-        from jobs.student_training import TrainingRun, train_student  # here: torch takes seconds to import
+        from jobs.relevance.student_training import TrainingRun, train_student  # here: torch takes seconds to import
 
         logger.info("distill_relevance: the %s student is trained: %s", kind, why[kind])
         run = TrainingRun(

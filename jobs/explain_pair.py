@@ -1,8 +1,8 @@
 """Why an item does, or does not, answer a query: the teacher's steps, and its students' scores beside its own.
 
 `tailrank explain --query "merino socks" --item ITEM`. The query is any text; the item must be in the lake. What the
-teacher said is looked up where it was asked, else it is asked (`jobs.pair_answer`); the students score the pair as it
-is worded now.
+teacher said is looked up where it was asked, else it is asked (`jobs.relevance.pair_answer`); the students score the
+pair as it is worded now.
 """
 
 import difflib
@@ -27,10 +27,10 @@ from feature_repo.table_schemas import (
     StudentCurves,
 )
 from jobs import label_relevance
-from jobs.fitted_students import fitted_students
 from jobs.lake import Lake, TableError, table_name
-from jobs.pair_answer import PairAnswer, answer_of_pair, check_has_answers, labelling_of
-from jobs.relevance_pairs import query_items
+from jobs.relevance.fitted_students import fitted_students
+from jobs.relevance.pair_answer import PairAnswer, answer_of_pair, check_has_answers, labelling_of
+from jobs.relevance.pairs import query_items
 
 GOOD_FROM_SCORE = 0.5
 """A student's score is a calibrated probability."""

@@ -30,15 +30,15 @@ from embedders.fingerprint import sha256_of_files
 from embedders.model_files import find_model_files
 from embedders.title_facts import TitleReader
 from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceAnswers, RelevanceChains, RelevanceGrades
-from jobs.answer_cache import AnswerCache
-from jobs.disclosed_text import Disclosure
-from jobs.fine_tune_settings import FineTune
 from jobs.lake import Lake
-from jobs.relevance_answers import Asking, keep_answers
-from jobs.relevance_chains import annotate
-from jobs.relevance_pairs import drawn_by_query, judged_pairs, labels_through, pool_pairs
-from jobs.relevance_teachers import TeacherConfig
-from jobs.token_budget import TokenBudget
+from jobs.relevance.answer_cache import AnswerCache
+from jobs.relevance.answers import Asking, keep_answers
+from jobs.relevance.chains import annotate
+from jobs.relevance.disclosed_text import Disclosure
+from jobs.relevance.fine_tune_settings import FineTune
+from jobs.relevance.pairs import drawn_by_query, judged_pairs, labels_through, pool_pairs
+from jobs.relevance.teachers import TeacherConfig
+from jobs.relevance.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def run(lake: Lake, config: Config) -> None:
         teacher, folder = config.teacher, None
         if config.fine_tune.enabled:
             chains.check_complete()
-            from jobs.teacher_training import Examples, trained_teacher  # here: torch takes seconds to import
+            from jobs.relevance.teacher_training import Examples, trained_teacher  # here: torch takes seconds to import
 
             examples = Examples(train=chains.of("train"), validation=chains.of("validation"), labels_through=through)
             folder = trained_teacher(lake, config.fine_tune, teacher.model, examples, asking.reader)

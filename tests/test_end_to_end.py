@@ -21,7 +21,9 @@ README_BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / 
 TOY = [
     "sources.simulate.size=toy",
     "fit_embedder.shape=tiny",
-    "train_ranker.rankers=['base', 'content', 'learn', 'gbdt_content']",
+    "label_relevance.enabled=true",
+    "distill_relevance.max_train_pairs=300",
+    "train_ranker.rankers=['base', 'content', 'learn', 'relevance', 'gbdt_content']",
     "evaluate_ranker.num_draws=200",
 ]
 
@@ -57,7 +59,7 @@ def test_the_command_says_so_and_where_the_report_is(lake: Lake):
 def test_every_test_impression_is_scored_by_every_ranker(lake: Lake):
     examples = lake.scan(tables.TrainingExamples).filter(pl.col("split") == "test").collect()
     predictions = lake.read(tables.RankerPredictions)
-    for ranker in ("base", "content", "learn", "gbdt_content"):
+    for ranker in ("base", "content", "learn", "relevance", "gbdt_content"):
         scored = predictions.filter(pl.col("ranker") == ranker)
         assert set(scored.get_column("impression_id")) == set(examples.get_column("impression_id"))
 
@@ -103,6 +105,54 @@ def test_the_notebook_of_the_readme_reads_the_features_through_feast(lake: Lake)
     assert len(seen["training"]) == len(examples)
     stored = lake.read(tables.ItemContentEmbeddings).filter(pl.col("item_id") == item_id)["item_content_embedding"][-1]
     assert np.array_equal(np.float32(seen["now"]["item_content_embedding"][0]), stored.to_numpy())
+
+
+def test_relevance_is_served_for_pairs_shown_and_for_pairs_never_seen(lake: Lake):
+    """Online: the stored score of the newest row, and the same number computed on demand from both vectors."""
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(lake.root / "feast"))
+    stored = lake.read(tables.QueryItemRelevance).sort("event_timestamp")[-1].row(0, named=True)
+    shown = lake.read(tables.Impressions).select("query_id", "item_id").unique()
+    queries, items = (
+        lake.read(schema)[key] for schema, key in ((tables.Queries, "query_id"), (tables.Items, "item_id"))
+    )
+    embedded = set(lake.read(tables.QueryEmbeddings)["query_id"])
+    unseen = next(
+        {"query_id": query, "item_id": item}
+        for query in queries
+        if query in embedded
+        for item in items
+        if (query, item) not in set(shown.rows())
+    )
+    asked = [{name: stored[name] for name in ("query_id", "item_id")}, unseen]
+    names = ["query_item_relevance:query_item_relevance", "relevance_on_demand:relevance_on_demand"]
+    found = store.get_online_features(features=names, entity_rows=asked).to_dict()
+    assert found["query_item_relevance"] == [stored["query_item_relevance"], None]
+    assert found["relevance_on_demand"][0] == pytest.approx(stored["query_item_relevance"], abs=1e-6)
+    assert 0.0 < found["relevance_on_demand"][1] < 1.0
+
+
+def test_relevance_is_known_from_its_labels_on_and_never_in_a_feed(lake: Lake):
+    through = dt.datetime.fromisoformat(lake.manifest(tables.RelevanceAnswers).metadata["labels_through"])
+    joined = lake.read(tables.TrainingExamples).join(
+        lake.read(tables.Impressions).select("impression_id", "query_id"), on="impression_id"
+    )
+    known = joined.filter(pl.col("relevance_on_demand").is_not_null())
+    assert known.height > 100
+    assert known["event_timestamp"].min() >= through
+    assert known["query_id"].null_count() == 0
+
+
+def test_the_command_explains_a_pair(lake: Lake, tmp_path: Path):
+    flags = [part for flag in TOY for part in ("--set", flag)]
+    answer = lake.read(tables.RelevanceAnswers).row(0, named=True)
+    query = dict(lake.read(tables.Queries).rows())[answer["query_id"]]
+    at = ["--config", str(lake.root.parent / "tailrank.toml"), *flags]
+    told = tailrank("explain", "--query", query, "--item", answer["item_id"], *at, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    for words in (answer["label"], "category", "brand", "attributes", "representation"):
+        assert words in told.stdout, words
 
 
 def test_an_edited_title_embeds_one_item_and_leaves_the_old_vector_for_the_past(lake: Lake, settings: Settings):

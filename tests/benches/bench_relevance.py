@@ -12,7 +12,7 @@ Protocol
     relevant    a grade of 2.33 or more; grades are means of about three raters, 1 to 3
     tiers       head, torso, tail of test queries by their rarest word (`embedders.query_tiers`)
     training    queries drawn by the seed until there are --train-pairs; a smaller draw is part of a larger one.
-                At most 4 epochs, the best by ROC-AUC of 2,000 validation pairs
+                At most 4 epochs, the best by ROC-AUC of --validation-pairs
 
 Rows
     any order   one score for all: what the metrics give for knowing nothing
@@ -37,7 +37,7 @@ unseen split; `--unlabelled 10` takes up to ten times as many of them as there a
 draws the labelled pairs among those that a teacher was asked about, also for the rows without a teacher, so that all
 rows learn from the same labels.
 
-Each (variant, seed) is one file in RUNS, with the scores of validation and test pairs, and is not run again.
+Each (variant, seed) is one file in RUNS, with the scores of the test pairs, and is not run again.
 Intervals draw queries (`embedders.query_bootstrap`); those of differences are paired.
 """
 
@@ -186,7 +186,6 @@ UNTRAINED: dict[str, Callable[[Pairs, NDArray[np.int64]], NDArray[np.float64]]] 
 
 Kind = Literal["cross-encoder", "bi-encoder"]
 Source = Literal["labels", "grades", "rules", "told rules", "score", "reasoning"]
-VALIDATION_PAIRS = 2000
 
 
 class Teacher:
@@ -332,7 +331,7 @@ def train(
         both = list(zip(pairs.query_texts(of), pairs.title_texts(of), strict=True))
         return MkdModel(student, precision=arguments.precision).log_odds(both).astype(np.float64)
 
-    validation = np.random.default_rng(0).permutation(np.flatnonzero(pairs.validation_N))[:VALIDATION_PAIRS]
+    validation = np.random.default_rng(0).permutation(np.flatnonzero(pairs.validation_N))[: arguments.validation_pairs]
     judged = judgements(pairs, validation)
     settings = settings_for(kind, source, seed, arguments)
     started = time.perf_counter()
@@ -360,8 +359,11 @@ def run_students(pairs: Pairs, arguments: argparse.Namespace) -> None:
     """Both kinds, every source that is at hand, every seed."""
     teacher = Teacher(arguments.teacher) if arguments.teacher else None
     among = Teacher(arguments.labelled_from) if arguments.labelled_from else None
+    if arguments.only_asked and among is None:
+        raise SystemExit("--only-asked: the pairs that whom was asked about? name the file with --labelled-from")
     if teacher:
         keep(arguments.out, f"teacher {teacher.name}", 0, pairs, lambda rows: teacher.scores(pairs, rows), {})
+    judged_N = np.isfinite(among.scores(pairs, np.arange(len(pairs.grade_N)))) if arguments.only_asked else None
     sources: tuple[Source, ...] = ("score", "reasoning") if teacher else ("labels", "grades", "rules", "told rules")
     for kind in ("cross-encoder", "bi-encoder"):
         for source in sources:
@@ -376,7 +378,7 @@ def run_students(pairs: Pairs, arguments: argparse.Namespace) -> None:
                 num = round(arguments.unlabelled * len(rows))
                 pool = teacher.pool(pairs, rows, num, seed) if teacher else []
                 score, made = train(kind, source, pairs, rows, pool, teacher, seed, arguments)
-                keep(arguments.out, name, seed, pairs, score, made)
+                keep(arguments.out, name, seed, pairs, score, made, judged_N)
 
 
 # ------------------------------------------------------------------------------------------------------- run, table
@@ -413,13 +415,17 @@ def keep(
     pairs: Pairs,
     score: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     made: dict[str, Any],
+    only_N: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Score validation and test pairs and write them, unless that was done."""
+    """Score test pairs (`only_N`: these of them, the others are nan) and write them, unless that was done."""
     path = path_of(folder, name, seed)
     if path.exists():
         return
     started = time.perf_counter()
-    scores = {side: score(np.flatnonzero(getattr(pairs, f"{side}_N"))) for side in ("validation", "test")}
+    rows = np.flatnonzero(pairs.test_N)
+    wanted = np.ones(len(rows), np.bool_) if only_N is None else only_N[rows]
+    scores = {"test": np.full(len(rows), np.nan)}
+    scores["test"][wanted] = score(rows[wanted])
     seconds = time.perf_counter() - started
     asked = np.isfinite(scores["test"])
     found = ranking_metrics(scores["test"][asked], judgements(pairs, np.flatnonzero(pairs.test_N)[asked]))
@@ -511,7 +517,7 @@ def test_a_small_run(tmp_path: Path) -> None:
         chain=pl.lit(None, pl.String),
     )
     answers.write_parquet(tmp_path / "grades.parquet")
-    arguments = argparse.Namespace(epochs=1, precision="auto", learning_rate=None)
+    arguments = argparse.Namespace(epochs=1, precision="auto", learning_rate=None, validation_pairs=200)
     labelled = labelled_rows(pairs, 200, seed=0)
     teacher = Teacher(tmp_path / "grades.parquet")
     pool = teacher.pool(pairs, labelled, 100, seed=0)
@@ -534,6 +540,8 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--train-pairs", type=int, help="labelled pairs; default all")
     runs.add_argument("--teacher", type=Path, help="a file of answers; its stem names the rows")
     runs.add_argument("--labelled-from", type=Path, help="a file of answers: only its pairs are drawn as labelled")
+    runs.add_argument("--only-asked", action="store_true", help="score only the test pairs of that file")
+    runs.add_argument("--validation-pairs", type=int, default=2000, help="for early stop")
     runs.add_argument("--unlabelled", type=float, default=0.0, help="pairs of the teacher's pool for each labelled one")
     runs.add_argument("--epochs", type=int, default=4)
     runs.add_argument("--learning-rate", type=float, help="default: each kind's own")

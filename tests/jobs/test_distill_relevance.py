@@ -25,10 +25,10 @@ from feature_repo.table_schemas import (
 )
 from jobs import distill_relevance
 from jobs.distill_relevance import Config
-from jobs.fitted_students import fitted_students
-from jobs.kept_students import told_of_students
 from jobs.lake import Lake
-from jobs.student_settings import InteractionSettings, RepresentationSettings
+from jobs.relevance.fitted_students import fitted_students
+from jobs.relevance.kept_students import told_of_students
+from jobs.relevance.student_settings import InteractionSettings, RepresentationSettings
 
 START = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc)
 DAY = dt.timedelta(days=1)

@@ -20,12 +20,12 @@ from embedders.relevance_prompts import STEPS, QueryItem
 from feature_repo import table_schemas as tables
 from jobs import distill_relevance, explain_pair, label_relevance
 from jobs.admission import TableError
-from jobs.answer_cache import AnswerCache
 from jobs.cli import app
 from jobs.explain_pair import Explanation
-from jobs.fitted_students import fitted_students
 from jobs.lake import Lake
-from jobs.relevance_teachers import TeacherConfig
+from jobs.relevance.answer_cache import AnswerCache
+from jobs.relevance.fitted_students import fitted_students
+from jobs.relevance.teachers import TeacherConfig
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 ITEMS = {f"i{n}": (f"maker{n % 2} kind{n // 2} , 3 in", f"maker{n % 2}", f"kind{n // 2}") for n in range(8)}

@@ -17,12 +17,12 @@ from embedders.ellm_rele import RelevanceTeacher
 from embedders.query_split import side_of
 from feature_repo import table_schemas as tables
 from jobs import flow
-from jobs.answer_cache import AnswerCache
-from jobs.disclosed_text import Disclosure
-from jobs.fine_tune_settings import FineTune
 from jobs.label_relevance import CACHE, Config, outside_inputs, run
 from jobs.lake import Lake
-from jobs.relevance_teachers import TeacherConfig
+from jobs.relevance.answer_cache import AnswerCache
+from jobs.relevance.disclosed_text import Disclosure
+from jobs.relevance.fine_tune_settings import FineTune
+from jobs.relevance.teachers import TeacherConfig
 
 START = dt.datetime(2025, 6, 1, 12, tzinfo=dt.timezone.utc)
 DAY = dt.timedelta(days=1)
