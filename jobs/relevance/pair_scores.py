@@ -40,14 +40,15 @@ def score_pairs(lake: Lake, student: FittedStudent, *, most: int, requested: Pat
     Args:
         lake: with the vectors of the representation student, where it is the one that scores.
         student: who scores.
-        most: shown pairs that get a score, the most shown first.
+        most: shown pairs that get a score: those shown most before the student's `labels_through`, then the later ones
+            as they came.
         requested: parquet file with query_id and item_id of further pairs.
 
     Raises:
         ValueError: the file is not there or has other columns; the vectors are of two students.
     """
     started = time.monotonic()
-    wanted = _wanted(lake, most, requested)
+    wanted = _wanted(lake, student, most, requested)
     due = due_rows(lake, QueryItemRelevance, student, wanted, key=list(PAIR), hashed="query_item_relevance_hash")
     if due.append and due.rows.is_empty():
         logger.info("distill_relevance: all %s pairs are scored already", f"{due.num_kept:_}")
@@ -81,9 +82,9 @@ def score_pairs(lake: Lake, student: FittedStudent, *, most: int, requested: Pat
     )
 
 
-def _wanted(lake: Lake, most: int, requested: Path | None) -> pl.DataFrame:
+def _wanted(lake: Lake, student: FittedStudent, most: int, requested: Path | None) -> pl.DataFrame:
     """query_id, item_id, texts, hash and known_from of the pairs that get a score."""
-    shown = shown_pairs(lake).select(*PAIR, "first_shown")
+    shown = shown_pairs(lake, before=student.labels_through).select(*PAIR, "first_shown")
     pairs = shown.head(most)
     if len(shown) > most:
         logger.info(

@@ -136,13 +136,20 @@ def pool_pairs(lake: Lake, *, before: datetime | None, most: int) -> pl.DataFram
     return _with_sides(found.collect(engine="streaming"))
 
 
-def shown_pairs(lake: Lake) -> pl.DataFrame:
+def shown_pairs(lake: Lake, *, before: datetime | None) -> pl.DataFrame:
     """query_id, item_id, first_shown and num_shown of every pair of the log, the most shown first.
 
-    Negatives that were drawn by us count as shown: if only real impressions had a score, its absence would tell the
-    ranker which rows nobody clicked.
+    A pair's place depends on nothing that comes after `before` and after its own first impression: if later impressions
+    counted, a pair near the top would be one that is going to be popular. Negatives that were drawn by us count as
+    shown: if only real impressions had a score, its absence would tell the ranker which rows nobody clicked.
+
+    Args:
+        lake: with or without impressions.
+        before: only impressions before it are counted, and pairs first shown later (num_shown 0) follow in the order
+            in which they were; None: all are counted.
     """
-    return _shown(_rows_of_log(lake), None).sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).collect(engine="streaming")
+    shown = _shown(_rows_of_log(lake), before)
+    return shown.sort(*_MOST_SHOWN_FIRST, descending=_DESCENDING).collect(engine="streaming")
 
 
 def drawn_by_query(pairs: pl.DataFrame, most: int, *, seed: int) -> pl.DataFrame:

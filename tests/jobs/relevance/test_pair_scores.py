@@ -8,7 +8,13 @@ import polars as pl
 import pytest
 
 from embedders.fingerprint import Fingerprint
-from feature_repo.table_schemas import ItemRelevanceEmbeddings, Queries, QueryEmbeddings, QueryItemRelevance
+from feature_repo.table_schemas import (
+    Impressions,
+    ItemRelevanceEmbeddings,
+    Queries,
+    QueryEmbeddings,
+    QueryItemRelevance,
+)
 from jobs.lake import Lake
 from jobs.relevance.fitted_students import FittedStudent
 from jobs.relevance.pair_scores import score_pairs
@@ -55,8 +61,17 @@ def test_the_pairs_that_were_shown_most_are_scored(search_lake: Lake, student: F
     score_pairs(search_lake, student, most=50, requested=None)
     scored = search_lake.read(QueryItemRelevance).select("query_id", "item_id")
     assert scored.sort(scored.columns).equals(
-        with_texts(search_lake, shown_pairs(search_lake).head(50)).sort("query_id", "item_id")
+        with_texts(search_lake, shown_pairs(search_lake, before=THROUGH).head(50)).sort("query_id", "item_id")
     )
+
+
+def test_a_pair_that_becomes_popular_after_the_labels_is_not_scored_for_it(search_lake: Lake, student: FittedStudent):
+    log = search_lake.read(Impressions)
+    popular = log.filter(pl.col("impression_id") == "q039-0")
+    later = [popular.with_columns(impression_id=pl.lit(f"later {n}")) for n in range(20)]
+    search_lake.write(Impressions, pl.concat([log, *later]))
+    score_pairs(search_lake, student, most=50, requested=None)
+    assert search_lake.read(QueryItemRelevance).filter(query_id="q039").is_empty()
 
 
 def test_more_pairs_are_added_and_the_others_left_as_they_are(search_lake: Lake, student: FittedStudent):
@@ -64,7 +79,7 @@ def test_more_pairs_are_added_and_the_others_left_as_they_are(search_lake: Lake,
     before = search_lake.read(QueryItemRelevance)
     score_pairs(search_lake, student, most=60, requested=None)
     after = search_lake.read(QueryItemRelevance)
-    assert len(after) == len(with_texts(search_lake, shown_pairs(search_lake).head(60)))
+    assert len(after) == len(with_texts(search_lake, shown_pairs(search_lake, before=THROUGH).head(60)))
     assert after.head(len(before)).equals(before)
     manifest = search_lake.manifest(QueryItemRelevance)
     score_pairs(search_lake, student, most=60, requested=None)
@@ -74,8 +89,8 @@ def test_more_pairs_are_added_and_the_others_left_as_they_are(search_lake: Lake,
 def test_a_requested_pair_counts_from_the_labels_on_where_it_was_never_shown(
     search_lake: Lake, student: FittedStudent, tmp_path: Path
 ):
-    shown = shown_pairs(search_lake).filter(query_id="q033").row(0, named=True)
-    never = set(shown_pairs(search_lake).filter(query_id="q001").get_column("item_id"))
+    shown = shown_pairs(search_lake, before=THROUGH).filter(query_id="q033").row(0, named=True)
+    never = set(shown_pairs(search_lake, before=THROUGH).filter(query_id="q001").get_column("item_id"))
     item = next(f"i{n:02}" for n in range(27) if f"i{n:02}" not in never)
     pairs = [("q033", shown["item_id"]), ("q001", item), ("q001", item), ("q001", "i28"), ("unknown", "i00")]
     pl.DataFrame(pairs, schema=["query_id", "item_id"], orient="row").write_parquet(tmp_path / "pairs.parquet")

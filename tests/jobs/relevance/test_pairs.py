@@ -136,10 +136,29 @@ def test_the_pool_is_what_was_shown_most_and_not_judged_on_the_train_side(pair_l
 
 
 def test_every_pair_of_the_log_was_shown_negatives_drawn_by_us_too(pair_lake: Lake):
-    shown = shown_pairs(pair_lake)
+    shown = shown_pairs(pair_lake, before=None)
     assert len(shown) == len({(query, item) for query, item, *_ in LOG if query})
     assert shown.row(0) == ("q0", "i2", START + DAY, 4)
     assert dict(zip(keys(shown), shown.get_column("num_shown"), strict=True))["q1", "i1"] == 3
+
+
+def test_impressions_of_after_the_cut_move_no_pair_and_later_pairs_follow_as_they_came(pair_lake: Lake):
+    cut = START + 6 * DAY
+    before = shown_pairs(pair_lake, before=cut)
+    assert keys(before)[:2] == [("q0", "i2"), ("q1", "i1")]
+    assert keys(before)[-2:] == [("q1", "i2"), ("q1", "i0")]  # first shown on day 7.5 and day 8
+    assert before.get_column("num_shown").to_list() == [4, 3, 1, 1, 1, 0, 0]
+    log = pair_lake.read(tables.Impressions)
+    repeated = log.filter(pl.col("query_id") == "q1", pl.col("item_id") == "i0")
+    later = [
+        repeated.with_columns(
+            impression_id=pl.lit(f"later {n}"), event_timestamp=pl.col("event_timestamp") + pl.duration(minutes=n)
+        )
+        for n in range(1, 9)
+    ]
+    pair_lake.write(tables.Impressions, pl.concat([log, *later]))
+    assert shown_pairs(pair_lake, before=cut).equals(before)
+    assert keys(shown_pairs(pair_lake, before=None))[0] == ("q1", "i0")
 
 
 def test_a_lake_without_queries_or_grades_has_no_pairs(lake: Lake):
@@ -148,7 +167,7 @@ def test_a_lake_without_queries_or_grades_has_no_pairs(lake: Lake):
     for pairs in (judged_pairs(lake, good_from=2.0, before=None), pool_pairs(lake, before=None, most=5)):
         assert pairs.is_empty()
         assert tuple(pairs.columns) == PAIR_COLUMNS
-    assert shown_pairs(lake).is_empty()
+    assert shown_pairs(lake, before=None).is_empty()
 
 
 def test_texts_come_in_the_order_of_the_pairs(pair_lake: Lake):
