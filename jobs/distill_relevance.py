@@ -161,7 +161,8 @@ def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> None:
 
     stored = lake.read(StudentCurves) if kept else StudentCurves.create_empty()
     curves, told = [stored.filter(pl.col("student").is_in(kept))], {kind: before[kind] for kind in kept}
-    for kind in (kind for kind in kinds if kind not in kept):
+    new = [kind for kind in kinds if kind not in kept]
+    for kind in new:
         from jobs.relevance.student_training import TrainingRun, train_student  # here: torch takes seconds to import
 
         logger.info("distill_relevance: the %s student is trained: %s", kind, why[kind])
@@ -183,6 +184,10 @@ def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> None:
         curves.append(pl.DataFrame(rows, schema=dict(stored.schema), orient="row"))
     ordered = {kind: told[kind] for kind in kinds}
     lake.write(StudentCurves, pl.concat(curves), metadata={"students": ordered})
+    if new:
+        from jobs.relevance.student_training import forget_checkpoints
+
+        forget_checkpoints(lake, new)
     _compare(ordered)
     _remove_others(lake, {one["folder"] for one in ordered.values()})
 

@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,10 @@ class TrainedStudent(NamedTuple):
 
 
 def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedStudent:
-    """Train, calibrate and save one student; a killed run goes on from its last epoch. See `jobs.distill_relevance`."""
+    """Train, calibrate and save one student; a killed run goes on from its last epoch. See `jobs.distill_relevance`.
+
+    The checkpoint stays until the table names the student (`forget_checkpoints`): another one may be trained meanwhile.
+    """
     started = time.monotonic()
     texts = pairs.train.select("query_text", "item_text").rows()
     signal, num_classes = _signal(pairs.train)
@@ -87,7 +90,7 @@ def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedSt
     def validate() -> float:
         return roc_auc(log_odds(), good_N)
 
-    unfinished = lake.folder(MODELS) / f"unfinished-{run.kind}.pt"
+    unfinished = _checkpoint_of(lake, run.kind)
     resume_from, epochs_done = None, 0
     if unfinished.exists():
         checkpoint = torch.load(unfinished, weights_only=True)
@@ -136,8 +139,17 @@ def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedSt
         "validation_roc_auc": best.validation_metric,
         "seconds": round(time.monotonic() - started, 3),
     }
-    unfinished.unlink(missing_ok=True)
     return TrainedStudent(curve, told)
+
+
+def forget_checkpoints(lake: Lake, kinds: Iterable[Kind]) -> None:
+    """Remove what these students could have gone on from: they are in their folders, and the table names them."""
+    for kind in kinds:
+        _checkpoint_of(lake, kind).unlink(missing_ok=True)
+
+
+def _checkpoint_of(lake: Lake, kind: Kind) -> Path:
+    return lake.folder(MODELS) / f"unfinished-{kind}.pt"
 
 
 def _signal(train: pl.DataFrame) -> tuple[TeacherSignal, tuple[int, ...]]:

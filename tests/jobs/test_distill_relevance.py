@@ -331,6 +331,21 @@ def test_a_killed_training_goes_on_from_its_last_epoch_to_the_same_student(
     assert [path.name for path in (distilled.root / "embedders" / "mkd").iterdir()] == [student.folder.parent.name]
 
 
+def test_a_student_that_was_trained_before_the_kill_is_not_trained_again(
+    search_lake: Lake, word_encoder: Path, caplog: pytest.LogCaptureFixture
+):
+    both = {"students": ("representation", "interaction"), **SMALL}
+    killed_at("interaction, epoch 1 of", search_lake, word_encoder, **both)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        distil(search_lake, word_encoder, **both)
+    assert "representation goes on after epoch 2" in caplog.text
+    assert "representation, epoch" not in caplog.text
+    assert "interaction, epoch 1 of" in caplog.text
+    assert set(fitted_students(search_lake)) == {"representation", "interaction"}
+    assert not list((search_lake.root / "embedders" / "mkd").glob("unfinished*"))
+
+
 def test_students_are_kept_until_the_labels_have_moved_by_some_days(distilled: Lake, word_encoder: Path):
     before = distilled.manifest(StudentCurves)
     rewrite_answers(distilled, distilled.read(RelevanceAnswers), labels_through=(THROUGH + 9 * DAY).isoformat())
