@@ -122,7 +122,9 @@ class EndpointTeacher:
             ) as client,
             ThreadPoolExecutor(self.max_concurrent, thread_name_prefix="teacher") as pool,
         ):
-            client.organization = client.project = None  # of another account: the package reads them from variables
+            # the package reads these from variables, OPENAI_CUSTOM_HEADERS among them, and they are of another account
+            client.organization = client.project = None
+            client._custom_headers = {}
             work = PairsAtEndpoint(self, client, budget, key)
             try:
                 self._hand_out(pairs, work, pool, on_answer)
@@ -194,6 +196,11 @@ class EndpointTeacher:
             raise ValueError(
                 f"endpoint {self.url}: the environment variable {self.api_key_variable}, which should hold the key, is "
                 "not set. Set it, or leave api_key_variable out if the server wants no key."
+            )
+        if not (key.isascii() and key.isprintable()):  # the package would show it in its error
+            raise ValueError(
+                f"endpoint {self.url}: what the environment variable {self.api_key_variable} holds cannot be a key: it "
+                "has more than one line, or letters that are not ASCII. Copy the key anew."
             )
         return key
 

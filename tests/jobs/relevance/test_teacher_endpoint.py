@@ -119,6 +119,7 @@ def test_nothing_leaves_but_what_is_disclosed(
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-somebody")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-somebody")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer key-of-a-gateway\nX-Team: team-of-somebody")
     pair = QueryItem(
         "chair for anna.smith@example.com call 555-123-4567",
         "Acme Chair 4111 1111 1111 1111",
@@ -351,6 +352,21 @@ def test_a_variable_that_is_not_set_is_named(
 ):
     with pytest.raises(ValueError, match="environment variable NO_SUCH_KEY, which should hold the key, is not set"):
         ask(teacher(api_key_variable="NO_SUCH_KEY"), PAIRS, cache, TokenBudget())
+    assert not completion_server.requests
+
+
+@pytest.mark.parametrize("key", ["sk-planted\n0123456789", "sk-planted\u20260123456789"])
+def test_a_key_that_cannot_be_one_is_refused_without_being_shown(
+    completion_server: Any,
+    teacher: Callable[..., EndpointTeacher],
+    cache: AnswerCache,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+):
+    monkeypatch.setenv("TEACHER_API_KEY", key)
+    with pytest.raises(ValueError, match="environment variable TEACHER_API_KEY holds cannot be a key") as told:
+        ask(teacher(api_key_variable="TEACHER_API_KEY"), PAIRS, cache, TokenBudget())
+    assert "planted" not in str(told.value)
     assert not completion_server.requests
 
 
