@@ -10,8 +10,9 @@ the chain is given up: nothing is guessed.
     trouble    timeouts, 408, 409, 429 and 5xx are tried again by the `openai` package, after growing pauses or after as
                long as the server says (two minutes at most); then the work ends with what to do. What was answered
                before has been handed on
-    refusals   of one pair (400, 413, 422: a text that is too long, a filter) make a failed answer; of many in a row,
-               or of all, they are trouble
+    refusals   of pairs (400, 413, 422: a text that is too long, a filter) make failed answers; after many in a row, or
+               where nothing was answered, the server is first asked about a plain pair of ours: where it refuses that,
+               too, it is trouble
 
 One pair goes alone until the first is answered: a wrong key costs one request, not as many as there are threads.
 """
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from jobs.relevance.teachers import OnAnswer
 
 REFUSED_IN_A_ROW = 5
-"""Pairs that a server may refuse one after the other before it is the server that is wrong, not the pairs."""
+"""Pairs that a server may refuse one after the other before it is asked about `PLAIN_PAIR`."""
+
+PLAIN_PAIR = QueryItem("red chair", "Red Chair")
+"""Short and harmless: whoever refuses it refuses everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,19 +165,40 @@ class EndpointTeacher:
                     continue
                 if isinstance(outcome, Refused):
                     refused.append((number, outcome))
-                    if len(refused) >= REFUSED_IN_A_ROW:
-                        trouble = trouble or outcome.error
+                    if len(refused) >= REFUSED_IN_A_ROW and not trouble:
+                        trouble = self._give_up_if_well(refused, work, on_answer)
+                        has_answered = has_answered or not refused
                 elif outcome is not None:
                     on_answer(number, outcome)
                     has_answered = True
                     self._give_up(refused, on_answer)
             if trouble:
                 work.stopped.set()
-        if refused and not has_answered:
-            trouble = trouble or refused[0][1].error
+        if not trouble and refused and (not has_answered or len(refused) >= REFUSED_IN_A_ROW):
+            trouble = self._give_up_if_well(refused, work, on_answer)
+        elif not trouble:
+            self._give_up(refused, on_answer)
         if trouble:
             raise trouble
-        self._give_up(refused, on_answer)
+
+    def _give_up_if_well(
+        self, refused: list[tuple[int, Refused]], work: PairsAtEndpoint, on_answer: "OnAnswer"
+    ) -> Exception | None:
+        """Give refused pairs up if the server answers about a plain one; else what is wrong.
+
+        Where the budget does not reach for that, nothing is wrong, and they stay unanswered.
+        """
+        import openai
+
+        try:
+            outcome = work.judge(PLAIN_PAIR)
+        except (openai.APIError, ValueError) as error:
+            return error
+        if isinstance(outcome, Refused):
+            return outcome.error
+        if outcome is not None:
+            self._give_up(refused, on_answer)
+        return None
 
     def _give_up(self, refused: list[tuple[int, Refused]], on_answer: "OnAnswer") -> None:
         """The server is well, so it is these pairs that it does not want."""

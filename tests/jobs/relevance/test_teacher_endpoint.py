@@ -431,9 +431,37 @@ def test_a_server_that_refuses_every_pair_is_trouble_and_nothing_is_kept(
     completion_server.fail(100, 422, {"error": {"message": "temperature is not supported"}})
     with pytest.raises(ValueError, match="the server refuses the request.*temperature is not supported"):
         ask(teacher(), PAIRS, cache, TokenBudget())
-    assert len(completion_server.requests) == REFUSED_IN_A_ROW
+    assert len(completion_server.requests) == REFUSED_IN_A_ROW + 1  # once about a plain pair
     with pytest.raises(ValueError, match="the server refuses the request"):
         ask(teacher(), PAIRS[:1], cache, TokenBudget())
+    assert len(cache) == 0
+
+
+@pytest.mark.parametrize("num_pairs", [1, REFUSED_IN_A_ROW, len(PAIRS)])
+def test_pairs_that_are_refused_one_after_the_other_do_not_hold_up_the_rest(
+    completion_server: Any, teacher: Callable[..., EndpointTeacher], cache: AnswerCache, num_pairs: int
+):
+    num_refused = min(num_pairs, REFUSED_IN_A_ROW)
+    completion_server.fail(num_refused, 400, {"error": {"message": "content filter"}})
+    answers = ask(teacher(max_concurrent=1), PAIRS[:num_pairs], cache, TokenBudget())
+    refused = [answer is not None and answer.failed for answer in answers]
+    assert refused == [number < num_refused for number in range(num_pairs)]
+    assert len(cache) == num_pairs
+
+
+def test_refused_pairs_stay_unanswered_where_the_budget_does_not_reach_for_a_plain_one(
+    completion_server: Any, teacher: Callable[..., EndpointTeacher], cache: AnswerCache
+):
+    completion_server.fail(1, 400, {"error": {"message": "content filter"}})
+    original = completion_server._reply
+    budget = TokenBudget(10_000)
+
+    def reply(*told: Any) -> Any:
+        budget.most = 0
+        return original(*told)
+
+    completion_server._reply = reply
+    assert ask(teacher(), PAIRS[:1], cache, budget) == [None]
     assert len(cache) == 0
 
 
