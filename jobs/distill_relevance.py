@@ -152,7 +152,9 @@ def _train(lake: Lake, config: Config, answers: dict[str, Any]) -> None:
     made_of = {kind: _made_of(config, kind) for kind in kinds}
     pairs = _pairs_through(lake, config, answers, through_kept(lake, now, refit_after_days=config.refit_after_days))
     why = {kind: why_trained_anew(lake, kind, made_of[kind], pairs, refit_share=config.refit_share) for kind in kinds}
-    if pairs.labels_through != now and any(why[kind] for kind in kinds if kind in before):
+    # answers of a teacher that was itself trained on labels through now would make a student of earlier labels see them
+    is_teacher_taught = answers.get("folder") is not None
+    if pairs.labels_through != now and any(why[kind] for kind in kinds if kind in before or is_teacher_taught):
         pairs = _pairs_through(lake, config, answers, now)
         why = {kind: why[kind] or "the other student is, from newer labels" for kind in kinds}
     kept = [kind for kind in kinds if why[kind] is None]

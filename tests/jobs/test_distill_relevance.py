@@ -356,6 +356,19 @@ def test_students_are_kept_until_the_labels_have_moved_by_some_days(distilled: L
     assert all(distilled.read(schema).get_column("event_timestamp").min() == THROUGH + 9 * DAY for schema in DATED)
 
 
+@pytest.mark.parametrize(("folder", "through"), [(None, THROUGH), ("teachers/trained", THROUGH + 9 * DAY)])
+def test_a_student_that_is_added_learns_as_of_the_other_unless_its_teacher_has_seen_more(
+    distilled: Lake, word_encoder: Path, folder: str | None, through: dt.datetime
+):
+    moved = (THROUGH + 9 * DAY).isoformat()
+    rewrite_answers(distilled, distilled.read(RelevanceAnswers), labels_through=moved, folder=folder)
+    distil(distilled, word_encoder, students=("representation", "interaction"), refit_share=1.0)
+    assert {kind: one.labels_through for kind, one in fitted_students(distilled).items()} == {
+        "representation": through,
+        "interaction": through,
+    }
+
+
 def test_an_interaction_student_scores_the_pairs_and_leaves_the_other_as_it_is(
     distilled: Lake, word_encoder: Path, caplog: pytest.LogCaptureFixture
 ):
