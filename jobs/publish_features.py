@@ -18,9 +18,11 @@ import dataframely as dy
 import polars as pl
 from pydantic import BaseModel
 
+from feature_repo.table_schemas import ItemRelevanceEmbeddings, QueryEmbeddings
 from jobs.feast_store import PUBLISHED, declared, open_store, quiet_feast, repo_digest, repo_folder
 from jobs.feature_tables import BY_NAME, FEATURE_TABLES, lake_keys
 from jobs.lake import Lake
+from jobs.relevance.fitted_students import check_one_student
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -60,8 +62,11 @@ def run(lake: Lake, config: Config) -> None:
     """Apply the definitions, materialize what changed, and read a sample back.
 
     Raises:
-        ValueError: the Feast project holds what is not ours, or the online store does not hold what was written.
+        ValueError: the Feast project holds what is not ours, the online store does not hold what was written, or the
+            vectors of queries and of items are of two students (a run was killed between their tables).
     """
+    if all(lake.exists(schema) and lake.manifest(schema).rows for schema in (QueryEmbeddings, ItemRelevanceEmbeddings)):
+        check_one_student(lake, "publish_features")  # online, `relevance_on_demand` multiplies them
     store = open_store(lake, config.feature_repo)
     contents = declared(lake, config.feature_repo, store)
     apply(store, contents, str(repo_folder(config.feature_repo)))

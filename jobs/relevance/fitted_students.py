@@ -95,7 +95,7 @@ def check_one_student(lake: Lake, step: str) -> None:
         ValueError: they are of two; the message names both sides.
     """
     queries, items = (lake.manifest(schema).fingerprint for schema in (QueryEmbeddings, ItemRelevanceEmbeddings))
-    check_same(queries, items, f"{step}, item_relevance_embeddings beside query_embeddings")
+    check_same(queries, items, f"{step}, item_relevance_embeddings beside query_embeddings (run distill_relevance)")
 
 
 def sha256_of_student(folder: Path) -> str:

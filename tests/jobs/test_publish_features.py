@@ -253,6 +253,16 @@ def test_a_method_that_is_off_is_told_once_calmly_and_a_table_never_written_in_o
     assert online(lake, "item_activity:item_num_clicks_7d", {"item_id": ["i0"]}) == [29]
 
 
+def test_vectors_of_two_students_are_not_put_online(relevance_lake: Lake, tmp_path: Path) -> None:
+    lake = published_copy(relevance_lake, tmp_path)
+    other = {**lake.manifest(QueryEmbeddings).fingerprint, "model_id": "another student"}
+    lake.write(QueryEmbeddings, lake.read(QueryEmbeddings), fingerprint=other)  # killed before the table of items
+    registered = (lake.root / "feast" / "registry.db").read_bytes()
+    with pytest.raises(ValueError, match=r"run distill_relevance(.|\n)*expected another student, found made up"):
+        publish_features.run(lake, Config())
+    assert (lake.root / "feast" / "registry.db").read_bytes() == registered
+
+
 def test_a_table_that_arrives_later_is_put_online_under_its_own_model(feature_lake: Lake, tmp_path: Path) -> None:
     shutil.copytree(feature_lake.root, tmp_path / "lake", symlinks=True)
     aside = (tmp_path / "lake" / "item_learn_embeddings").rename(tmp_path / "aside")
