@@ -2,7 +2,8 @@
 
 A student is kept while its settings are the same and most of the pairs that it learnt from are (`refit_share`): an
 edited title or a new label among a thousand does not make it another one. As the log grows, `labels_through` moves; the
-pairs are drawn as of the time that the students learnt through until that has moved by `refit_after_days`.
+pairs are drawn as of the time that the students learnt through until that has moved by `refit_after_days`. Where it has
+moved back, as settings may ask for, the students have seen too much: they are trained anew.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ def through_kept(lake: Lake, now: datetime | None, *, refit_after_days: int) -> 
     then = students[0].labels_through if students else None
     if now is None or then is None or any(student.labels_through != then for student in students):
         return now
-    return now if abs(now - then) >= timedelta(days=refit_after_days) else then
+    return then if timedelta(0) <= now - then < timedelta(days=refit_after_days) else now
 
 
 def why_trained_anew(
@@ -60,6 +61,9 @@ def why_trained_anew(
     student = fitted_students(lake)[kind]
     if not student.is_whole():
         return f"its files in {student.folder} are gone or changed"
+    seen, now_through = student.labels_through, pairs.labels_through
+    if seen is not None and now_through is not None and seen > now_through:
+        return f"it has seen labels up to {seen:%Y-%m-%d %H:%M}, later than {now_through:%Y-%m-%d %H:%M} now"
     hashes = set(pairs.hashes())
     then = set(pl.read_parquet(student.folder / LEARNT_FROM_FILE).get_column("pair"))
     most = max(len(hashes), len(then))

@@ -356,6 +356,17 @@ def test_students_are_kept_until_the_labels_have_moved_by_some_days(distilled: L
     assert all(distilled.read(schema).get_column("event_timestamp").min() == THROUGH + 9 * DAY for schema in DATED)
 
 
+def test_students_that_have_seen_labels_of_after_the_cut_do_not_stay(
+    distilled: Lake, word_encoder: Path, caplog: pytest.LogCaptureFixture
+):
+    moved = THROUGH - DAY
+    rewrite_answers(distilled, distilled.read(RelevanceAnswers), labels_through=moved.isoformat())
+    with caplog.at_level(logging.INFO):
+        distil(distilled, word_encoder, refit_share=1.0)
+    assert "it has seen labels up to 2025-06-21 00:00, later than 2025-06-20 00:00 now" in caplog.text
+    assert fitted_students(distilled)["representation"].labels_through == moved
+
+
 @pytest.mark.parametrize(("folder", "through"), [(None, THROUGH), ("teachers/trained", THROUGH + 9 * DAY)])
 def test_a_student_that_is_added_learns_as_of_the_other_unless_its_teacher_has_seen_more(
     distilled: Lake, word_encoder: Path, folder: str | None, through: dt.datetime

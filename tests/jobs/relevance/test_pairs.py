@@ -132,6 +132,8 @@ def test_the_pool_is_what_was_shown_most_and_not_judged_on_the_train_side(pair_l
     assert pool.schema == judged_pairs(pair_lake, good_from=2, before=None).schema
     assert keys(pool_pairs(pair_lake, before=None, most=1)) == [("q0", "i2")]
     assert keys(pool_pairs(pair_lake, before=START + 7 * DAY, most=10)) == [("q0", "i2"), ("q1", "i1")]
+    at = START + 7.5 * DAY  # of the only impression of q1 with i2
+    assert [len(pool_pairs(pair_lake, before=at + more, most=10)) for more in (0 * DAY, DAY / 86_400)] == [2, 3]
     assert pool_pairs(pair_lake, before=None, most=0).schema == pool.schema
 
 
