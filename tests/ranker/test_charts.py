@@ -65,6 +65,14 @@ def test_a_small_chart_says_every_value_and_a_large_one_its_ends() -> None:
     assert "up to r19, content: +0.1900" in large
 
 
+def test_values_are_drawn_from_their_own_origin_and_written_without_a_sign() -> None:
+    svg = forest("f", "ROC-AUC", [point("a", gain=0.7), point("b", gain=0.9)], SERIES, origin=0.5)
+    assert "a, content: 0.7000 (0.6950 to 0.7050)" in parsed(svg).attrib["aria-label"]
+    assert not re.search(r">[+−][\d.]+</text>", svg)
+    low, high = fitting_limits([point("a", gain=0.7)], 0.5)
+    assert 0.4 < low < 0.5 < 0.705 < high
+
+
 def test_labels_keep_all_their_digits() -> None:
     svg = forest("f", "0.12345", [point("1.23456789")], SERIES)
     assert {"0.12345", "1.23456789"} <= set(re.findall(r">([^<>]+)</text>", svg))
