@@ -19,7 +19,9 @@ from feature_repo.table_schemas import (
     EmbedderCurves,
     FeatureGroupCosts,
     FeatureGroupValues,
+    RelevanceMetrics,
     SegmentMetrics,
+    StudentCurves,
     TrainingCurves,
 )
 from ranker.calibration import Calibration, ScoreHistogram
@@ -72,6 +74,9 @@ class ReportData:
     embedder_curves: dy.DataFrame[EmbedderCurves] | None = None
     feature_group_values: dy.DataFrame[FeatureGroupValues] | None = None
     feature_group_costs: dy.DataFrame[FeatureGroupCosts] | None = None
+    relevance_metrics: dy.DataFrame[RelevanceMetrics] | None = None
+    """Of at least one scorer over all test queries; None where nothing was judged."""
+    student_curves: dy.DataFrame[StudentCurves] | None = None
 
 
 def render(data: ReportData) -> str:
@@ -123,6 +128,7 @@ def render(data: ReportData) -> str:
         sizes=report_sections.sizes(data.metrics, labels),
         forests=forests,
         features=features,
+        relevance=report_sections.relevance(data.relevance_metrics, data.student_curves),
         calibration=report_sections.calibration_tables(data.calibration_metrics, data.calibrations, rankers),
         reliability=reliability,
         methods=list(dict.fromkeys(method for _, _, method in data.recalibrations)),

@@ -42,8 +42,9 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
     Returns:
         auc, uauc, wuauc: value, low, high on all impressions, for clicks; labels: the same for each label, with the
         rows judged and the calibration; segments: every value; comparison: every gain over the baseline (null without
-        one); calibration_metrics: by segment and method; feature_groups: values and costs; left_out: what UAUC and
-        WUAUC do not count; verdict, definitions, notes, provenance.
+        one); calibration_metrics: by segment and method; feature_groups: values and costs; relevance: metrics of every
+        scorer and part, and the students' training curves; left_out: what UAUC and WUAUC do not count; verdict,
+        definitions, notes, provenance.
     """
     overall = data.metrics.filter(ranker=ranker, segment_kind="all")
     labels: dict[str, Any] = {}
@@ -74,6 +75,9 @@ def report_json(data: ReportData, ranker: str) -> dict[str, Any]:
         "feature_groups": None
         if data.feature_group_values is None and data.feature_group_costs is None
         else {"values": _rows(data.feature_group_values), "costs": _rows(data.feature_group_costs)},
+        "relevance": None
+        if data.relevance_metrics is None and data.student_curves is None
+        else {"metrics": _rows(data.relevance_metrics), "student_curves": _rows(data.student_curves)},
         "left_out": left_out,
         "definitions": DEFINITIONS,
         "notes": list(data.notes),

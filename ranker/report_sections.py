@@ -11,10 +11,12 @@ from feature_repo.table_schemas import (
     EmbedderCurves,
     FeatureGroupCosts,
     FeatureGroupValues,
+    RelevanceMetrics,
     SegmentMetrics,
+    StudentCurves,
     TrainingCurves,
 )
-from ranker import calibration_charts, training_charts
+from ranker import calibration_charts, relevance_tables, training_charts
 from ranker.calibration import Calibration, ScoreHistogram
 from ranker.calibration_tables import overall_figures, printed_by_segment, printed_overall
 from ranker.feature_group_tables import overall_points, printed_costs, printed_values, tier_points
@@ -55,6 +57,20 @@ class Features:
     table: PrintedTable | None
     costs: PrintedTable | None
     rankers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The section on scores of (query, item) pairs."""
+
+    series: Mapping[str, int]
+    """Place of each scorer in the colours and markers of the chart; none where nothing was judged."""
+    scorers: Mapping[str, str]
+    """What each of them is."""
+    table: PrintedTable | None
+    by_part: PrintedTable | None
+    chart: Markup | None
+    training: Sequence[Markup]
 
 
 def results(
@@ -153,6 +169,27 @@ def features(
         if costs is not None
         else None,
         rankers=[ranker for ranker in series if ranker in judged],
+    )
+
+
+def relevance(
+    metrics: dy.DataFrame[RelevanceMetrics] | None, curves: dy.DataFrame[StudentCurves] | None
+) -> Relevance | None:
+    """How well scorers follow judgements, and how the students among them were trained; None where neither is known."""
+    training = [Markup(svg) for svg in training_charts.students(curves)] if curves is not None else []
+    if metrics is None:
+        return Relevance({}, {}, None, None, None, training) if training else None
+    series = {scorer: place for place, scorer in enumerate(metrics["scorer"].unique(maintain_order=True))}
+    points = relevance_tables.part_points(metrics)
+    title, axis = "ROC-AUC by part", "chance at 0.5   →   better"
+    about = "95% intervals, by a bootstrap of queries."
+    return Relevance(
+        series=series,
+        scorers={scorer: said for scorer, said in relevance_tables.SCORERS.items() if scorer in series},
+        table=relevance_tables.printed_overall(metrics, f"{relevance_tables.judged_on(metrics)} {about}"),
+        by_part=relevance_tables.printed_by_part(metrics, about),
+        chart=Markup(forest("relevance-chart", title, points, series, axis=axis, origin=0.5)) if points else None,
+        training=training,
     )
 
 

@@ -1,4 +1,4 @@
-"""Training curves of rankers and of the embedding model."""
+"""Training curves of rankers, of the embedding model and of the students of the relevance teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import matplotlib
 import polars as pl
 from matplotlib.ticker import MaxNLocator
 
-from feature_repo.table_schemas import EmbedderCurves, TrainingCurves
+from feature_repo.table_schemas import EmbedderCurves, StudentCurves, TrainingCurves
 from ranker.charts import INK, STYLE, canvas, series_colour, series_marker, svg
 
 
@@ -72,17 +72,27 @@ def training(name: str, title: str, curves: Sequence[TrainingCurve], series: int
 
 def embedder(curves: dy.DataFrame[EmbedderCurves]) -> list[str]:
     """For each embedding model its training loss, then its validation recall where it was measured."""
+    return _loss_then_metric("embedder", curves, "method", "validation_recall", "recall")
+
+
+def students(curves: dy.DataFrame[StudentCurves]) -> list[str]:
+    """The same, with ROC-AUC of held-out pairs, for each student that was trained for more than one epoch."""
+    several = curves.filter(pl.len().over("student") > 1)
+    return _loss_then_metric("student", several, "student", "validation_roc_auc", "ROC-AUC")
+
+
+def _loss_then_metric(name: str, curves: pl.DataFrame, of: str, metric: str, unit: str) -> list[str]:
+    """For each model that the column `of` names: two charts, or one where the metric was not measured."""
     drawn: list[str] = []
-    for (method,), run in curves.sort("method", "epoch").group_by("method", maintain_order=True):
-        drawn.append(_embedder(f"embedder-{len(drawn)}", f"{method}: training loss", run, "train_loss", "loss"))
-        measured = run.filter(pl.col("validation_recall").is_not_null())
+    for (model,), run in curves.sort(of, "epoch").group_by(of, maintain_order=True):
+        drawn.append(_by_epoch(f"{name}-{len(drawn)}", f"{model}: training loss", run, "train_loss", "loss"))
+        measured = run.filter(pl.col(metric).is_not_null())
         if measured.height:
-            title = f"{method}: validation recall"
-            drawn.append(_embedder(f"embedder-{len(drawn)}", title, measured, "validation_recall", "recall"))
+            drawn.append(_by_epoch(f"{name}-{len(drawn)}", f"{model}: validation {unit}", measured, metric, unit))
     return drawn
 
 
-def _embedder(name: str, title: str, run: pl.DataFrame, column: str, unit: str) -> str:
+def _by_epoch(name: str, title: str, run: pl.DataFrame, column: str, unit: str) -> str:
     epochs, values = run["epoch"].to_list(), run[column].to_list()
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(title, height=230, left=62, right=12, bottom=44)

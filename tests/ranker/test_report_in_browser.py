@@ -175,12 +175,31 @@ def curves() -> tuple[Any, Any]:
     return frame(tables.TrainingCurves, rankers), frame(tables.EmbedderCurves, embedder)
 
 
+def relevance(rng: np.random.Generator) -> tuple[Any, Any]:
+    metrics = [
+        {"scorer": scorer, "part": part, "metric": metric, "value": value, "low": value - 0.04, "high": value + 0.04}
+        | {"num_pairs": 12_345, "num_queries": 1_234}
+        for part in ("all", "head", "torso", "tail")
+        for scorer in ("word overlap", "frozen encoder", "teacher", "interaction", "representation")
+        for metric in ("spearman", "roc_auc", "pr_auc_irrelevant", "ndcg_at_10")
+        for value in (float(rng.uniform(0.6, 0.9)),)
+    ]
+    students = [
+        {"student": student, "epoch": epoch, "train_loss": 3.0 / (1 + epoch), "validation_roc_auc": 0.8 + 0.03 * epoch}
+        | {"seconds": 9.0, "is_best": epoch == 3}
+        for student in ("interaction", "representation")
+        for epoch in range(4)
+    ]
+    return frame(tables.RelevanceMetrics, metrics), frame(tables.StudentCurves, students)
+
+
 def report(rankers: Sequence[str]) -> ReportData:
     """Rankers of 3 seeds, 50 segments, 3 labels, everything that a report can show."""
     assert len(SEGMENTS) == 50
     rng = np.random.default_rng(0)
     trained, embedded = curves()
     values, costs = feature_groups(rng)
+    scorers, students = relevance(rng)
     runs = [(label, ranker) for label in LABELS for ranker in rankers]
     edges = np.geomspace(1e-4, 0.9, 41)
     counts = rng.integers(0, 4000, 40)
@@ -203,6 +222,8 @@ def report(rankers: Sequence[str]) -> ReportData:
         embedder_curves=embedded,
         feature_group_values=values,
         feature_group_costs=costs,
+        relevance_metrics=scorers,
+        student_curves=students,
     )
 
 
@@ -395,7 +416,7 @@ def test_without_its_script_the_page_shows_every_row_of_every_table(browser: Any
     page = context.new_page()
     page.goto(address)
     shown = page.locator("table")
-    assert shown.count() == 13
+    assert shown.count() == 15
     assert all(table.is_visible() for table in shown.all())
     assert page.locator("#table-clicked tbody tr:visible").count() == 100
     assert page.locator(".tools:visible").count() == 0
@@ -405,9 +426,17 @@ def test_without_its_script_the_page_shows_every_row_of_every_table(browser: Any
 
 def test_every_link_leads_to_a_section(wide: Any) -> None:
     links = wide.locator("nav a")
-    assert links.count() == 10
+    assert links.count() == 11
     targets = [link.get_attribute("href") for link in links.all()]
     assert all(wide.locator(f"h2{target}").is_visible() for target in targets)
+
+
+def test_the_names_of_scorers_are_whole_on_a_phone(page: Any) -> None:
+    page.set_viewport_size({"width": 380, "height": 800})
+    assert column(page, "table-relevance-all", 0)[-1] == "representation"
+    name = page.locator("#table-relevance-all tbody th").last
+    select = "const text = document.createRange(); text.selectNodeContents(one)"
+    assert name.evaluate(f"one => {{ {select}; return text.getClientRects().length; }}") == 1
 
 
 def test_header_cells_are_named_by_the_metric_above_them(wide: Any) -> None:
