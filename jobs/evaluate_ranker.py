@@ -4,6 +4,7 @@ reads   ranker_predictions, impression_segments, training_curves, split_windows,
         validation_predictions          what probabilities are recalibrated on
         true_probabilities              where the log is simulated: judged as one more ranker, the ceiling
         embedder_curves                 where there is an embedding model
+        relevance_metrics, student_curves    where there are students of a relevance teacher
 writes  segment_metrics                 one row per (ranker, label, segment, metric)
         calibration_metrics             one row per (ranker, label, segment, method)
         reports/report.html, report.json, and a parquet file of each table behind it
@@ -31,8 +32,10 @@ from feature_repo.table_schemas import (
     Impressions,
     ImpressionSegments,
     RankerPredictions,
+    RelevanceMetrics,
     SegmentMetrics,
     SplitWindows,
+    StudentCurves,
     TrainingCurves,
     TrueProbabilities,
     ValidationPredictions,
@@ -57,6 +60,8 @@ READS: tuple[type[dy.Schema], ...] = (
     ImpressionSegments,
     TrainingCurves,
     EmbedderCurves,
+    RelevanceMetrics,
+    StudentCurves,
     SplitWindows,
     Impressions,
     TrueProbabilities,
@@ -136,6 +141,8 @@ def run(lake: Lake, config: Config) -> None:
         embedder_curves=lake.read(EmbedderCurves) if _has_rows(lake, EmbedderCurves) else None,
         feature_group_values=groups.values if groups else None,
         feature_group_costs=groups.costs if groups else None,
+        relevance_metrics=lake.read(RelevanceMetrics) if _has_rows(lake, RelevanceMetrics) else None,
+        student_curves=lake.read(StudentCurves) if _has_rows(lake, StudentCurves) else None,
     )
     folder = lake.folder("reports")
     write_json(folder / "report.json", report_json(data, rankers[0] if rankers else config.baseline))
@@ -218,6 +225,7 @@ def _write_tables(folder: Path, data: ReportData) -> list[Path]:
         CalibrationMetrics: data.calibration_metrics,
         FeatureGroupValues: data.feature_group_values,
         FeatureGroupCosts: data.feature_group_costs,
+        RelevanceMetrics: data.relevance_metrics,
     }
     for schema, table in tables.items():
         path = folder / f"{table_name(schema)}.parquet"

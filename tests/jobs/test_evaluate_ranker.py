@@ -4,8 +4,9 @@ import contextlib
 import datetime as dt
 import io
 import json
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,8 +20,10 @@ from feature_repo.table_schemas import (
     Impressions,
     ImpressionSegments,
     RankerPredictions,
+    RelevanceMetrics,
     SegmentMetrics,
     SplitWindows,
+    StudentCurves,
     TrainingCurves,
     TrueProbabilities,
     ValidationPredictions,
@@ -350,6 +353,43 @@ def test_feature_groups_are_shown_where_they_are_of_the_predictions_judged(
         assert (lake.folder("reports") / f"{name}.parquet").exists() == is_of_these_predictions
     page = (lake.folder("reports") / "report.html").read_text()
     assert ("item_content" in page.split("<pre")[0]) == is_of_these_predictions
+
+
+def test_relevance_is_shown_where_its_tables_have_rows(lake: Lake) -> None:
+    fill(lake)
+    reports = lake.folder("reports")
+
+    def page() -> str:
+        run(lake, Config(num_draws=100))
+        return (reports / "report.html").read_text()
+
+    def relevance() -> Any:
+        return json.loads((reports / "report.json").read_text())["relevance"]
+
+    of_none = page()
+    assert 'id="relevance"' not in of_none
+    for schema in (RelevanceMetrics, StudentCurves):
+        lake.write(schema, schema.create_empty())  # what distill_relevance writes in a lake that does without
+    assert sections(page()) == sections(of_none)
+    assert relevance() is None
+    assert not (reports / "relevance_metrics.parquet").exists()
+
+    sizes = {"num_pairs": 20, "num_queries": 5}
+    judged = pl.DataFrame(
+        [
+            {"scorer": "representation", "part": "all", "metric": metric, "value": 0.8, "low": 0.7, "high": 0.9} | sizes
+            for metric in ("spearman", "roc_auc", "pr_auc_irrelevant", "ndcg_at_10")
+        ]
+    )
+    lake.write(RelevanceMetrics, judged)
+    assert "20 pairs that people judged, of 5 test queries" in page()
+    assert relevance() == {"metrics": judged.to_dicts(), "student_curves": None}
+    assert pl.read_parquet(reports / "relevance_metrics.parquet").equals(lake.read(RelevanceMetrics))
+
+
+def sections(page: str) -> str:
+    """The page without the time at which it was written."""
+    return re.sub(r"\d+ \w+ \d{4}, \d\d:\d\d UTC", "", page)
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")
