@@ -94,7 +94,8 @@ def run(
         lake: after `label_relevance`; without `distill_relevance` there are no students to show.
         query: any text.
         item_id: of an item of the lake.
-        labelling: settings of the teacher, where the lake does not know what it was asked with.
+        labelling: settings of now; the lake knows what its teacher was asked with, but not where a server is by now and
+            what it may be told.
         may_spend: ask an endpoint where no answer is kept.
         console: where to print.
 

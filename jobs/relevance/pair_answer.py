@@ -18,10 +18,13 @@ from feature_repo.table_schemas import RelevanceAnswers
 from jobs import flow, label_relevance
 from jobs.lake import Lake, TableError, table_name
 from jobs.relevance.answer_cache import AnswerCache, address_of
-from jobs.relevance.disclosed_text import disclosed
+from jobs.relevance.disclosed_text import Disclosure, disclosed
 from jobs.relevance.pairs import judged_pairs, pool_pairs
 from jobs.relevance.teachers import TeacherConfig, ask, open_teacher
 from jobs.relevance.token_budget import TokenBudget
+
+WAY_TO_A_SERVER = ("url", "api_key_variable", "timeout_seconds", "retries")
+"""Settings of an endpoint that decide where and how it is asked, not what it answers."""
 
 Source = Literal["stored answer", "asked before", "asked now", "stored, of other texts", "not asked", "no tokens left"]
 
@@ -44,12 +47,28 @@ class PairAnswer(NamedTuple):
     is_of_lake: bool = True
 
 
-def labelling_of(lake: Lake, otherwise: label_relevance.Config | None = None) -> label_relevance.Config:
-    """The settings that `label_relevance` last ran with in this lake; else those given, else the defaults."""
+def labelling_of(lake: Lake, now: label_relevance.Config | None = None) -> label_relevance.Config:
+    """The settings that `label_relevance` last ran with in this lake; else those of now, else the defaults.
+
+    Where a server is and with what key it is asked are as set now, for it may have moved; and a teacher is told what
+    both settings disclose.
+    """
     last = flow.last_run(lake, "label_relevance")
-    if last is not None:
-        return label_relevance.Config.model_validate(last.config)
-    return otherwise or label_relevance.Config()
+    if last is None:
+        return now or label_relevance.Config()
+    labelling = label_relevance.Config.model_validate(last.config)
+    if now is None or not now.enabled:
+        return labelling
+    then = labelling.disclosure
+    disclosure = Disclosure(
+        fields=tuple(name for name in then.fields if name in now.disclosure.fields),
+        redact=then.redact or now.disclosure.redact,
+    )
+    labelling = labelling.model_copy(update={"disclosure": disclosure})
+    if {labelling.teacher.kind, now.teacher.kind} != {"endpoint"} or labelling.teacher.model != now.teacher.model:
+        return labelling
+    as_set_now = {name: getattr(now.teacher, name) for name in WAY_TO_A_SERVER}
+    return labelling.model_copy(update={"teacher": labelling.teacher.model_copy(update=as_set_now)})
 
 
 def check_has_answers(lake: Lake) -> None:

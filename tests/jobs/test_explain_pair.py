@@ -18,12 +18,13 @@ from embedders.ellm_rele import RelevanceTeacher
 from embedders.query_split import side_of
 from embedders.relevance_prompts import STEPS, QueryItem
 from feature_repo import table_schemas as tables
-from jobs import distill_relevance, explain_pair, label_relevance
+from jobs import distill_relevance, explain_pair, flow, label_relevance
 from jobs.admission import TableError
 from jobs.cli import app
 from jobs.explain_pair import Explanation
 from jobs.lake import Lake
 from jobs.relevance.answer_cache import AnswerCache
+from jobs.relevance.disclosed_text import Disclosure
 from jobs.relevance.fitted_students import fitted_students
 from jobs.relevance.teachers import TeacherConfig
 
@@ -203,6 +204,34 @@ def test_a_stored_answer_of_an_endpoint_to_other_texts_is_shown_as_such(
     assert found.teacher.source == "stored, of other texts"
     assert "the texts or the teacher have changed since it answered" in page
     assert len(completion_server.requests) == num_requests
+
+
+def test_a_server_is_asked_where_it_is_now_and_told_what_both_settings_disclose(
+    judged: Lake, tmp_path: Path, completion_server: Any
+):
+    lake = copied(judged, tmp_path)
+    teacher = TeacherConfig(kind="endpoint", url="http://127.0.0.1:9/v1", model="judge", num_chains=1, retries=0)
+    then = Disclosure(fields=("query", "title", "category"))
+    before = label_relevance.Config(enabled=True, teacher=teacher, disclosure=then)
+    lake.write(tables.RelevanceChains, tables.RelevanceChains.create_empty())
+    lake.write(tables.RelevanceAnswers, tables.RelevanceAnswers.create_empty(), fingerprint={"kind": "endpoint"})
+    entry = flow.LedgerEntry(
+        config=before.model_dump(mode="json"), outside_inputs=None, reads={}, writes={}, finished=NOW, seconds=0.0
+    )
+    (lake.folder("ledger") / "label_relevance.json").write_text(entry.model_dump_json())
+    now = before.model_copy(
+        update={
+            "teacher": teacher.model_copy(update={"url": completion_server.url, "num_chains": 3}),
+            "disclosure": Disclosure(fields=("query", "category", "brand")),
+        }
+    )
+    found, _ = explain(lake, "maker0 kind1", "i2", labelling=now, may_spend=True)
+    assert found.teacher.source == "asked now"
+    assert len(completion_server.requests) == 1  # what decides an answer is the lake's
+    words = completion_server.requests[0]["messages"][0]["content"]
+    assert "Category: kind1" in words
+    assert "maker0 kind1 , 3 in" not in words
+    assert "Brand:" not in words
 
 
 def test_a_local_model_is_asked_now_wherever_its_folder_lies_in_the_lake(
