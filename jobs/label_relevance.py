@@ -7,8 +7,8 @@ writes  relevance_chains      judged pairs on which the annotators agree with pe
         relevance_cache/      every answer, so that nothing is asked twice
         reports/relevance_audit.csv   200 answers with their reasons, for people to audit
 
-Only what is new or edited is asked about; a killed run loses the answer it was waiting for. When the budget of tokens
-is spent, what is there is written, and the next run goes on.
+Only what is new or edited is asked about; a killed run loses the answers it was waiting for. When the budget of tokens
+is spent, what is there is written, and a run with --force goes on.
 
 Point in time: only pairs first shown before `labels_through` are looked at (or never shown: judged beside the log). It
 is in the manifest of relevance_answers; nothing that is learnt from this table is dated earlier. Sides: annotators and

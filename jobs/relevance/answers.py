@@ -214,11 +214,12 @@ def _log(asking: Asking, counts: _Counts, num_tokens: int) -> None:
         f"{num_tokens:_}",
     )
     if counts.left:
+        goes_on = "`tailrank run label_relevance --force` goes on with the pairs left; or raise max_tokens"
         logger.warning(
-            "label_relevance: %s; %s pairs are left. What has been answered is written and kept.\n"
-            "  what to do: `tailrank run label_relevance --force` goes on with the pairs left; or raise max_tokens",
+            "label_relevance: %s; %s pairs are left. What has been answered is written and kept.\n  what to do: %s",
             asking.budget,
             f"{counts.left:_}",
+            goes_on if asking.budget.used else "raise max_tokens: it is less than the next pair may take",
         )
 
 

@@ -214,6 +214,14 @@ def test_a_spent_budget_writes_what_is_there_and_the_next_run_goes_on(
     assert num_kept(shop) == whole
 
 
+def test_a_budget_that_reaches_for_no_pair_is_told_to_be_raised(
+    shop: Lake, tiny: str, caplog: pytest.LogCaptureFixture
+):
+    run(shop, Config(enabled=True, teacher=local(tiny), max_tokens=1))
+    assert "raise max_tokens: it is less than the next pair may take" in caplog.text
+    assert "--force" not in caplog.text
+
+
 def test_unreadable_answers_are_quarantined_with_their_problems(shop: Lake, tiny: str):
     teacher = local(tiny, decoding="free")  # a random model writes no JSON
     config = Config(enabled=True, teacher=teacher, max_judged_pairs=3, max_test_pairs=0, max_pool_pairs=0)
