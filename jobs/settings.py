@@ -229,4 +229,4 @@ def describe_problem(problem: Any, config_class: type[BaseModel], where: str) ->
         return f"{where} key {'.'.join(path)!r} is unknown; {hint}"
     # of a whole section the values are not told: they may be many, and a secret among them
     got = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-    return f"{where} {'.'.join(path)}{got}: {problem['msg']}"
+    return f"{where} {'.'.join(path)}{got}: {problem['msg'].removeprefix('Value error, ')}"  # pydantic's prefix

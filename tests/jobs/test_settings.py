@@ -53,6 +53,7 @@ def test_the_lake_and_the_raw_log_are_relative_to_the_file_that_names_them(empty
     [
         ("[embed_item]\n", "section 'embed_item' is unknown; did you mean 'embed_items'?"),
         ("[embed_items]\nbackbne = 'x'\n", r"\[embed_items\] key 'backbne' is unknown; did you mean 'backbone'?"),
+        ("[label_relevance.teacher]\nkind = 'endpoint'\n", r"\[label_relevance\] teacher: an endpoint needs `url`"),
         ("[sources.movielense]\n", "'movielense' is unknown; did you mean 'movielens'?"),
         ("[collect_histories]\nmax_length = 'ten'\n", r"\[collect_histories\] max_length = 'ten': .*integer"),
         ("[collect_histories\n", "is not TOML"),
