@@ -10,12 +10,12 @@ calibrated on `validation`, and are judged on `test`.
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import polars as pl
 
 from embedders.built_chains import ROUNDING
+from embedders.prompts import QUERY_TEXT
 from embedders.query_split import sides_of
 from embedders.relevance_prompts import QueryItem
 from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades
@@ -180,11 +180,6 @@ def query_items(lake: Lake, pairs: pl.DataFrame) -> list[QueryItem]:
     ]
 
 
-def sides(queries: Sequence[str]) -> pl.Series:
-    """The side of each query text, as a column."""
-    return pl.Series("side", sides_of(queries).tolist(), dtype=pl.String)
-
-
 _MOST_SHOWN_FIRST = ("num_shown", "first_shown", *PAIR)
 _DESCENDING = [True, False, False, False]
 
@@ -225,5 +220,7 @@ def _is_said(column: str) -> pl.Expr:
 
 
 def _with_sides(pairs: pl.DataFrame) -> pl.DataFrame:
-    with_sides = pairs.with_columns(sides(pairs.get_column("query_text").to_list()))
+    """By queries as students read them: two that read alike, but for an entity or a tag, are on one side."""
+    read = pairs.select(pl.coalesce(QUERY_TEXT, "query_text")).to_series().to_list()
+    with_sides = pairs.with_columns(side=pl.Series(sides_of(read).tolist(), dtype=pl.String))
     return with_sides.select([name for name in PAIR_COLUMNS if name in with_sides.columns])

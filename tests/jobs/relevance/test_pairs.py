@@ -115,6 +115,18 @@ def test_judged_pairs_have_labels_times_and_sides(pair_lake: Lake, caplog: pytes
     assert "2 without a query or an item text" in caplog.text
 
 
+def test_queries_that_students_read_alike_are_on_one_side(pair_lake: Lake):
+    alike = next(
+        (plain, f"<b>oak &amp; steel</b> {n}")
+        for n in range(100)
+        if side_of(plain := f"oak & steel {n}") == "test" and side_of(f"<b>oak &amp; steel</b> {n}") == "train"
+    )
+    queries = pl.DataFrame({"query_id": ["q0", "q1"], "query_text": alike})
+    pair_lake.write(tables.Queries, queries)
+    assert judged_pairs(pair_lake, good_from=2.0, before=None).get_column("side").to_list() == ["test"] * 3
+    assert pool_pairs(pair_lake, before=None, most=10).is_empty()
+
+
 def test_a_pair_first_shown_later_is_left_out_and_one_never_shown_is_not(pair_lake: Lake):
     before = judged_pairs(pair_lake, good_from=2.0, before=START + 8 * DAY)
     assert ("q1", "i0") not in keys(before)
