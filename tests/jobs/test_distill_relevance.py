@@ -307,15 +307,18 @@ def test_another_student_makes_every_row_anew_and_edits_keep_their_time(
 def test_a_run_killed_while_a_table_is_written_anew_dates_no_edit_back(
     distilled: Lake, word_encoder: Path, now: dt.datetime
 ):
-    edit(distilled, "i30", "maker1 kind2")
+    edited = ["i29", "i30", "i31"]
+    for n, item in enumerate(edited):
+        edit(distilled, item, f"maker1 kind2 x{n}")
     distil(distilled, word_encoder)
     distilled.now = lambda: now + DAY
-    killed_at("item_relevance_embeddings: ", distilled, word_encoder, seed=1, shard_size=20, **SMALL)
-    assert 0 < distilled.manifest(ItemRelevanceEmbeddings).rows < 35
+    killed_at("item_relevance_embeddings: ", distilled, word_encoder, seed=1, shard_size=1, **SMALL)
+    assert distilled.read(ItemRelevanceEmbeddings).get_column("item_id").sort().to_list() == edited  # one commit
     distil(distilled, word_encoder, seed=1, **SMALL)
     items = distilled.read(ItemRelevanceEmbeddings)
     assert len(items) == 35
-    assert items.filter(item_id="i30").get_column("event_timestamp").to_list() == [now]
+    times = items.filter(pl.col("item_id").is_in(edited)).get_column("event_timestamp")
+    assert times.to_list() == [now] * 3
 
 
 def test_a_killed_training_goes_on_from_its_last_epoch_to_the_same_student(
