@@ -18,7 +18,6 @@ A pair's draws depend on the seed and on the pair alone, so an answer does not c
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,7 +33,6 @@ from embedders.chain_decoding import (
 )
 from embedders.label_tokens import ATTEMPTS, TeacherAnswer, joined_answer
 from embedders.relevance_prompts import PROMPT_VERSION, QueryItem
-from embedders.teacher_identity import brands_sha256, tokenizer_sha256, weights_sha256
 from embedders.title_facts import TitleReader
 
 Decoding = Literal["free", "constrained", "scored", "label_only"]
@@ -67,20 +65,6 @@ class RelevanceTeacher:
             raise ValueError(f"RelevanceTeacher: rows_at_once must be 1 or more, got {rows_at_once}")
         self.lm, self.reader, self.rows_at_once = lm, reader or TitleReader(), rows_at_once
         self.form = AnswerForm(lm)
-
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        """What answers depend on, beside the pair and the arguments of `score`: hash of weights, tokenizer and brands.
-
-        Brands count for `scored` alone, where the reader reads the facts. Of the weights as they are when first asked.
-        """
-        return {
-            "model_id": self.lm.model_id,
-            "weights_sha256": weights_sha256(self.lm.model),
-            "tokenizer_sha256": tokenizer_sha256(self.lm.tokenizer),
-            "prompt": PROMPT_VERSION,
-            "brands_sha256": brands_sha256(self.reader.brands),
-        }
 
     def score(
         self,

@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -33,14 +33,16 @@ SECONDS_TO_WAIT = 60.0
 ADDRESSES_AT_ONCE = 500
 
 
-def address_of(pair: QueryItem, teacher_id: Mapping[str, str]) -> str:
+def address_of(pair: QueryItem, teacher_id: Mapping[str, str], facts: Sequence[str] = ()) -> str:
     """Where the answer lies: 64 hexadecimal digits.
 
     Args:
         pair: as the teacher reads it (`jobs.relevance.disclosed_text.disclosed`).
         teacher_id: all that decides an answer beside the pair: model, weights, decoding, chains, temperature, seed.
+        facts: what rules that know the catalogue read off the pair for the teacher: another brand in the catalogue
+            gives another answer to the pairs that name it, and to no others.
     """
-    told = json.dumps([PROMPT_VERSION, sorted(teacher_id.items()), list(pair)], ensure_ascii=False)
+    told = json.dumps([PROMPT_VERSION, sorted(teacher_id.items()), list(pair), list(facts)], ensure_ascii=False)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 

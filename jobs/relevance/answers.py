@@ -14,11 +14,11 @@ from feature_repo.table_schemas import RelevanceAnswers
 from jobs.admission import BROKEN_RULES
 from jobs.lake import Lake, TableError
 from jobs.progress import progress_bar
-from jobs.relevance.answer_cache import AnswerCache, address_of
+from jobs.relevance.answer_cache import AnswerCache
 from jobs.relevance.audit_sheet import drawn, write_audit_sheet
 from jobs.relevance.disclosed_text import Disclosure, disclosed
 from jobs.relevance.pairs import query_items
-from jobs.relevance.teachers import Teacher, TeacherConfig, ask, open_teacher
+from jobs.relevance.teachers import Teacher, TeacherConfig, addresses_of, ask, open_teacher
 from jobs.relevance.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)
@@ -96,13 +96,12 @@ def keep_answers(
         ValueError: too many answers could not be read.
     """
     teacher = asking.open(config)
-    identity = teacher.identity
     counts, problems, used_before = _Counts(), [], asking.budget.used
     try:
         with (
             asking.lake.writer(
                 RelevanceAnswers,
-                fingerprint=identity,
+                fingerprint=teacher.identity,
                 metadata=metadata,
                 max_quarantined_share=max_unreadable_share,
             ) as writer,
@@ -111,7 +110,7 @@ def keep_answers(
             for some in pairs.iter_slices(PAIRS_AT_ONCE):
                 texts = asking.texts(some)
                 answers = ask(teacher, texts, asking.cache, asking.budget, advance)
-                addresses = [address_of(text, identity) for text in texts]
+                addresses = addresses_of(teacher, texts)
                 writer.write_shard(_rows(some, answers, addresses))
                 unreadable = _unreadable_rows(some, texts, answers, addresses)
                 if not unreadable.is_empty():

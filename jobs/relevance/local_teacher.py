@@ -22,6 +22,10 @@ PAIRS_AT_ONCE = 64
 """Pairs that are judged before their answers are handed on: what a killed job loses at most."""
 
 
+CATALOGUE = "catalogue"
+"""Part `reader` of the identity of a teacher for which rules read facts, with the names of the lake's brands."""
+
+
 class LocalTeacher:
     """A language model of this machine.
 
@@ -31,6 +35,7 @@ class LocalTeacher:
         weights: identity of what `load` reads: weights, tokenizer, number format, brands.
         decoding, num_chains, temperature, seed: see `embedders.ellm_rele.RelevanceTeacher.score`.
         disclosure: what of a pair is read.
+        reader: of the catalogue, where `scored` reads facts with it; None: the model has one of its own.
         pairs_at_once: judged between two calls of `on_answer`.
     """
 
@@ -44,12 +49,13 @@ class LocalTeacher:
         temperature: float = 0.7,
         seed: int = 0,
         disclosure: Disclosure | None = None,
+        reader: TitleReader | None = None,
         pairs_at_once: int = PAIRS_AT_ONCE,
     ) -> None:
         self._load, self._weights = load, weights
         self._decoding: Decoding = decoding
         self._num_chains, self._temperature, self._seed = num_chains, temperature, seed
-        self.disclosure, self._pairs_at_once = disclosure or Disclosure(), pairs_at_once
+        self.disclosure, self._reader, self._pairs_at_once = disclosure or Disclosure(), reader, pairs_at_once
         self._loaded: RelevanceTeacher | None = None
 
     @property
@@ -62,6 +68,10 @@ class LocalTeacher:
             draws |= {"temperature": float(self._temperature), "seed": self._seed if self._temperature else 0}
         told = {name: str(value) for name, value in draws.items()}
         return {"kind": "local", "prompt": PROMPT_VERSION, "decoding": self._decoding, **told, **self._weights}
+
+    def facts(self, pair: QueryItem) -> tuple[str, ...]:
+        """See `jobs.relevance.teachers.Teacher`."""
+        return () if self._reader is None else facts_read(self._reader, pair)
 
     def answers(self, pairs: Sequence[QueryItem], *, on_answer: "OnAnswer", budget: TokenBudget) -> None:
         """Judge pairs, batch by batch, as many as fit into the budget; see `jobs.relevance.teachers.Teacher`."""
@@ -135,9 +145,12 @@ def open_local(config: "TeacherConfig", *, reader: TitleReader, disclosure: Disc
         "tokenizer": sha256_of_files(files.tokenizer),
         "dtype": _dtype_here() if config.dtype == "auto" else config.dtype,
     }
-    if config.decoding == "scored":  # where rules read the facts
-        brands = json.loads(trained_with.read_text())["brands"] if trained_with else reader.brands
+    is_scored = config.decoding == "scored"  # where rules read the facts
+    if is_scored and trained_with:
+        brands = json.loads(trained_with.read_text())["brands"]
         weights["brands"] = hashlib.sha256("\n".join(sorted(brands)).encode()).hexdigest()
+    elif is_scored:
+        weights["reader"] = CATALOGUE
     return LocalTeacher(
         load,
         weights,
@@ -146,7 +159,13 @@ def open_local(config: "TeacherConfig", *, reader: TitleReader, disclosure: Disc
         temperature=config.temperature,
         seed=config.seed,
         disclosure=disclosure,
+        reader=reader if is_scored and trained_with is None else None,
     )
+
+
+def facts_read(reader: TitleReader, pair: QueryItem) -> tuple[str, ...]:
+    """All that rules read off a pair."""
+    return repr(reader.query(pair)), repr(reader.item(pair))
 
 
 def _existing(path: Path) -> Path | None:

@@ -19,8 +19,9 @@ from jobs import flow, label_relevance
 from jobs.lake import Lake, TableError, table_name
 from jobs.relevance.answer_cache import AnswerCache, address_of
 from jobs.relevance.disclosed_text import Disclosure, disclosed
+from jobs.relevance.local_teacher import CATALOGUE, facts_read
 from jobs.relevance.pairs import judged_pairs, pool_pairs
-from jobs.relevance.teachers import TeacherConfig, ask, open_teacher
+from jobs.relevance.teachers import TeacherConfig, addresses_of, ask, open_teacher
 from jobs.relevance.token_budget import TokenBudget
 
 WAY_TO_A_SERVER = ("url", "api_key_variable", "timeout_seconds", "retries")
@@ -111,7 +112,9 @@ def answer_of_pair(
     config = _teacher_of(lake, labelling)
     name = config.kind if not config.model else f"{config.kind}: {config.model.rstrip('/').rsplit('/', 1)[-1]}"
     stored = _stored(lake, query_ids, item_id)
-    address = address_of(disclosed(pair, labelling.disclosure), manifest.fingerprint)
+    shown, reader = disclosed(pair, labelling.disclosure), _reader(lake, config, labelling)
+    facts = facts_read(reader, shown) if manifest.fingerprint.get("reader") == CATALOGUE else ()
+    address = address_of(shown, manifest.fingerprint, facts)
     if stored is not None and stored["answer_hash"] == address:
         return PairAnswer(_answer(stored), "stored answer", name, manifest.created_timestamp)
     with AnswerCache.open(lake.folder(label_relevance.CACHE)) as cache:
@@ -121,9 +124,9 @@ def answer_of_pair(
             if stored is None:
                 return PairAnswer(None, "not asked", name, None)
             return PairAnswer(_answer(stored), "stored, of other texts", name, manifest.created_timestamp)
-        teacher = open_teacher(config, reader=_reader(lake, config, labelling), disclosure=labelling.disclosure)
+        teacher = open_teacher(config, reader=reader, disclosure=labelling.disclosure)
         is_of_lake = teacher.identity == manifest.fingerprint
-        address = address_of(disclosed(pair, labelling.disclosure), teacher.identity)
+        (address,) = addresses_of(teacher, [shown])
         if (before := cache.get([address]).get(address)) is not None:
             return PairAnswer(before, "asked before", name, None, is_of_lake)
         (answer,) = ask(teacher, [pair], cache, TokenBudget(labelling.max_tokens))

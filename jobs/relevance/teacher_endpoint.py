@@ -111,6 +111,10 @@ class EndpointTeacher:
         """Without reasoning there is nothing to draw."""
         return 1 if self.decoding == "label_only" else self.num_chains
 
+    def facts(self, pair: QueryItem) -> tuple[str, ...]:
+        """None: the model reads by itself."""
+        return ()
+
     def answers(self, pairs: Sequence[QueryItem], *, on_answer: "OnAnswer", budget: TokenBudget) -> None:
         """Judge pairs; see `jobs.relevance.teachers.Teacher`.
 

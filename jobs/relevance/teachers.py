@@ -33,7 +33,7 @@ from embedders.relevance_prompts import PROMPT_VERSION, QueryItem
 from embedders.title_facts import TitleReader
 from jobs.relevance.answer_cache import AnswerCache, address_of
 from jobs.relevance.disclosed_text import Disclosure, disclosed
-from jobs.relevance.local_teacher import open_local
+from jobs.relevance.local_teacher import CATALOGUE, facts_read, open_local
 from jobs.relevance.teacher_endpoint import EndpointTeacher, is_variable_name
 from jobs.relevance.token_budget import TokenBudget
 
@@ -52,6 +52,10 @@ class Teacher(Protocol):
     @property
     def disclosure(self) -> Disclosure:
         """What of a pair it may read."""
+        ...
+
+    def facts(self, pair: QueryItem) -> tuple[str, ...]:
+        """What rules that know the catalogue read off a disclosed pair for it; none where it reads by itself."""
         ...
 
     def answers(self, pairs: Sequence[QueryItem], *, on_answer: OnAnswer, budget: TokenBudget) -> None:
@@ -142,8 +146,12 @@ class RulesTeacher:
             "kind": "rules",
             "prompt": PROMPT_VERSION,
             "rules": _sha256(*(inspect.getsource(module) for module in (built_chains, title_facts))),
-            "brands": _sha256(*sorted(self._reader.brands)),
+            "reader": CATALOGUE,
         }
+
+    def facts(self, pair: QueryItem) -> tuple[str, ...]:
+        """All that the rules go by; see `Teacher`."""
+        return facts_read(self._reader, pair)
 
     def answers(self, pairs: Sequence[QueryItem], *, on_answer: OnAnswer, budget: TokenBudget) -> None:
         """Judge pairs; see `Teacher`."""
@@ -220,9 +228,8 @@ def ask(
     Returns:
         One answer a pair, in their order; None where the budget was spent before.
     """
-    identity = teacher.identity
     shown = [disclosed(pair, teacher.disclosure) for pair in pairs]
-    addresses = [address_of(pair, identity) for pair in shown]
+    addresses = addresses_of(teacher, shown)
     answers = cache.get(addresses)
     times = Counter(addresses)
     if on_progress:
@@ -240,6 +247,12 @@ def ask(
     if pending:
         teacher.answers(list(pending.values()), on_answer=keep, budget=budget)
     return [answers.get(address) for address in addresses]
+
+
+def addresses_of(teacher: Teacher, pairs: Sequence[QueryItem]) -> list[str]:
+    """Where a teacher's answers to disclosed pairs are kept."""
+    identity = teacher.identity
+    return [address_of(pair, identity, teacher.facts(pair)) for pair in pairs]
 
 
 def _sha256(*texts: str) -> str:

@@ -45,6 +45,9 @@ class Counting:
         self.asked: list[QueryItem] = []
         self.stop_after = stop_after
 
+    def facts(self, pair: QueryItem) -> tuple[str, ...]:
+        return ()
+
     def answers(self, pairs: Sequence[QueryItem], *, on_answer: OnAnswer, budget: TokenBudget) -> None:
         for number, pair in enumerate(pairs):
             if len(self.asked) == self.stop_after:
@@ -106,7 +109,7 @@ def test_rules_give_a_label_and_a_chain_but_no_score_and_cost_nothing(cache: Ans
         assert answer.label == answer.reasoning.label
         assert answer.score is answer.probabilities is None
         assert not answer.failed
-    assert teacher.identity != RulesTeacher(TitleReader()).identity
+    assert teacher.facts(PAIRS[0]) != RulesTeacher(TitleReader()).facts(PAIRS[0])
     assert teacher.identity["prompt"] == PROMPT_VERSION
 
 
@@ -214,6 +217,30 @@ def test_a_local_model_is_named_by_its_files_and_read_when_first_asked(
     assert other.identity["weights"] != teacher.identity["weights"]
     with pytest.raises(ValueError, match="there is no model"):
         open_teacher(config, reader=READER)
+
+
+@pytest.mark.parametrize("kind", ["rules", "local"])
+def test_a_new_brand_in_the_catalogue_asks_anew_about_the_pairs_that_name_it_only(
+    kind: str, cache: AnswerCache, tmp_path: Path, make_lm: Callable[..., Any]
+):
+    if kind == "local":  # a model without a reader of its own: rules with the lake's brands read its facts
+        lm = make_lm()
+        lm.model.save_pretrained(tmp_path / "lm")
+        lm.tokenizer.save_pretrained(tmp_path / "lm")
+        config = TeacherConfig(kind="local", model=str(tmp_path / "lm"), decoding="scored", num_chains=1)
+    else:
+        config = TeacherConfig()
+    pairs = [PAIRS[0], PAIRS[1], QueryItem("bolt drill", "Bolt X200 Drill")]
+    before = open_teacher(config, reader=TitleReader(frozenset({"acme"})))
+    ask(before, pairs, cache, TokenBudget())
+    assert len(cache) == len(pairs)
+    after = open_teacher(config, reader=READER)  # knows bolt, too
+    assert after.identity == before.identity
+    answers = ask(after, pairs, cache, TokenBudget())
+    assert len(cache) == len(pairs) + 1
+    chain = answers[2].reasoning if answers[2] else None
+    assert chain is not None
+    assert (chain.query.brand, chain.item.brand) == ("bolt", "bolt")
 
 
 def test_settings_open_the_endpoint_they_describe():
