@@ -93,7 +93,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Students are kept until more than this share of the pairs that they learnt from are others (new, gone, edited, or
     with another label or answer). 0: trained again whenever any is."""
     max_scored_pairs: NonNegativeInt = 500_000
-    """Pairs of the log that get a score: the most shown before `labels_through` first, then the later as they came."""
+    """Pairs that get a score: the most shown before `labels_through` first, then the later as they came, then those
+    that were judged and never shown."""
     requested_pairs: str | None = None
     """A parquet file with query_id and item_id of further pairs that get a score."""
     shard_size: PositiveInt = 2_048

@@ -1,7 +1,7 @@
-"""Calibrated scores of pairs that were shown or asked for: by the interaction student, or by dot products of vectors.
+"""Calibrated scores of pairs shown, judged or asked for: by the interaction student, or by dot products of vectors.
 
 A score counts from the midnight after its pair was first shown, never before its item or the labels that taught the
-student. A pair that was asked for and never shown has no such midnight: no impression could see it too early.
+student. A pair that was never shown has no such midnight: no impression could see it too early.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from feature_repo.table_schemas import QueryItemRelevance
+from feature_repo.table_schemas import QueryItemRelevance, RelevanceGrades
 from jobs.lake import Lake
 from jobs.progress import progress_bar
 from jobs.relevance.dated_rows import TIME, commits, described, due_rows, text_hash, told_of
@@ -40,8 +40,8 @@ def score_pairs(lake: Lake, student: FittedStudent, *, most: int, requested: Pat
     Args:
         lake: with the vectors of the representation student, where it is the one that scores.
         student: who scores.
-        most: shown pairs that get a score: those shown most before the student's `labels_through`, then the later ones
-            as they came.
+        most: pairs that get a score: those shown most before the student's `labels_through`, then the later ones as
+            they came, then those that were judged and never shown.
         requested: parquet file with query_id and item_id of further pairs.
 
     Raises:
@@ -85,12 +85,14 @@ def score_pairs(lake: Lake, student: FittedStudent, *, most: int, requested: Pat
 def _wanted(lake: Lake, student: FittedStudent, most: int, requested: Path | None) -> pl.DataFrame:
     """query_id, item_id, texts, hash and known_from of the pairs that get a score."""
     shown = shown_pairs(lake, before=student.labels_through).select(*PAIR, "first_shown")
-    pairs = shown.head(most)
-    if len(shown) > most:
+    judged = lake.scan(RelevanceGrades).select(PAIR).join(shown.lazy(), on=PAIR, how="anti").sort(PAIR).collect()
+    seen = pl.concat([shown, judged], how="diagonal")
+    pairs = seen.head(most)
+    if len(seen) > most:
         logger.info(
-            "distill_relevance: %s of %s shown pairs get a score, the most shown (max_scored_pairs)",
+            "distill_relevance: %s of %s shown or judged pairs get a score, the most shown (max_scored_pairs)",
             f"{most:_}",
-            f"{len(shown):_}",
+            f"{len(seen):_}",
         )
     if requested is not None:
         asked = _requested(requested).join(shown, on=PAIR, how="left").join(pairs, on=PAIR, how="anti")

@@ -420,7 +420,14 @@ def test_a_lake_without_impressions_is_dated_now(search_lake: Lake, word_encoder
     shutil.rmtree(search_lake.root / "impressions")
     rewrite_answers(search_lake, search_lake.read(RelevanceAnswers), labels_through=None)
     distil(search_lake, word_encoder, **SMALL)
-    assert search_lake.manifest(QueryItemRelevance).rows == 0
+    scores = search_lake.read(QueryItemRelevance)  # of judged pairs: nothing was shown
+    judged = search_lake.read(RelevanceGrades)
+    for key, vectors in (("query_id", QueryEmbeddings), ("item_id", ItemRelevanceEmbeddings)):  # those with a text
+        judged = judged.join(search_lake.read(vectors), on=key, how="semi")
+    assert 600 < judged.height < search_lake.manifest(RelevanceGrades).rows
+    pair = ("query_id", "item_id")
+    assert set(scores.select(pair).iter_rows()) == set(judged.select(pair).iter_rows())
+    assert set(scores.get_column("event_timestamp")) == {now}
     assert set(search_lake.read(QueryEmbeddings).get_column("event_timestamp")) == {now}
     assert set(search_lake.read(ItemRelevanceEmbeddings).get_column("event_timestamp")) == {now}
 
