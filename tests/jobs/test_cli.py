@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from feature_repo import table_schemas as tables
 from jobs import embed_items_learn, embed_users_learn, flow
 from jobs.cli import app
+from jobs.cli_options import console, errors
 from jobs.lake import Lake
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
@@ -21,6 +22,8 @@ COMMANDS = ("plan", "ingest", "run", "evaluate", "gate", "recalibrate", "ablate"
 
 
 def tailrank(*arguments: str, **environment: str) -> Result:
+    # a console keeps the width of the moment it was made, and another test may have made it
+    console._width = errors._width = int(environment["COLUMNS"]) if "COLUMNS" in environment else None
     return CliRunner().invoke(app, ["--quiet", *arguments], env=environment, catch_exceptions=False)
 
 
