@@ -49,7 +49,9 @@ def best_seconds(call: Callable[[], Any], rounds: int = 3) -> float:
     return min(found)
 
 
-def measure(num_pairs: int, *, teacher: str | None, teacher_pairs: int, precision: Any) -> dict[str, float]:
+def measure(
+    num_pairs: int, *, teacher: str | None, teacher_pairs: int, precision: Any, decodings: Sequence[str] = ()
+) -> dict[str, float]:
     """Pairs a second, by row."""
     pairs = texts(num_pairs)
     queries, titles = [query for query, _ in pairs], [title for _, title in pairs]
@@ -65,9 +67,9 @@ def measure(num_pairs: int, *, teacher: str | None, teacher_pairs: int, precisio
     }
     found = {name: num_pairs / best_seconds(call) for name, call in calls.items()}
     if teacher:
-        model = load_teacher(teacher)
+        model = load_teacher(teacher, dtype=precision)
         asked = [QueryItem(query, title) for query, title in pairs[:teacher_pairs]]
-        for decoding in ("label_only", "scored", "constrained"):
+        for decoding in decodings:
             seconds = best_seconds(lambda decoding=decoding: model.score(asked, decoding=decoding), rounds=1)  # type: ignore[misc]
             found[f"teacher {teacher}, {decoding}"] = len(asked) / seconds
     return found
@@ -86,9 +88,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--teacher", help="a packaged language model, or the folder of a teacher")
     parser.add_argument("--teacher-pairs", type=int, default=32)
+    parser.add_argument("--decodings", nargs="+", default=["label_only", "scored"], help="constrained takes minutes")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     one = parser.parse_args(words)
-    found = measure(one.pairs, teacher=one.teacher, teacher_pairs=one.teacher_pairs, precision=one.precision)
+    found = measure(
+        one.pairs,
+        teacher=one.teacher,
+        teacher_pairs=one.teacher_pairs,
+        precision=one.precision,
+        decodings=one.decodings,
+    )
     print(f"{one.pairs:,} pairs, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
     print("| | pairs/s | cross-encoder = 1 |\n|---|---|---|")
     for name, rate in found.items():
