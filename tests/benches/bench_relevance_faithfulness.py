@@ -116,7 +116,7 @@ def rates(step: str, before: Sequence[Judged], after: Sequence[Judged], seed: in
     ]
 
 
-def report(name: str, per_step: int, num_chains: int, seed: int) -> None:
+def report(name: str, per_step: int, num_chains: int, seed: int, steps: Sequence[str] = STEPS) -> None:
     """A table, one row a step."""
     frame = pl.read_parquet(DATA)
     side_N = pl.Series(sides_of(frame["search_term"].to_list()))
@@ -128,7 +128,7 @@ def report(name: str, per_step: int, num_chains: int, seed: int) -> None:
         teacher = load_teacher(name, dtype="bfloat16")
         teacher = RelevanceTeacher(teacher.lm, reader)
     print(f"{name}, {num_chains} chains, seed {seed}\n\n| step | pairs | {' | '.join(HEADINGS)} |\n{'|---' * 6}|")
-    for step in STEPS:
+    for step in steps:
         both = changed_pairs(pairs, step, reader, per_step, seed)
         if not both:
             print(f"| {step} | 0 | | | | |")
@@ -161,10 +161,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", help="a packaged language model, the folder of one or of a teacher; or `rules`")
     parser.add_argument("--per-step", type=int, default=60)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--chains", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(words)
-    report(arguments.teacher, arguments.per_step, arguments.chains, arguments.seed)
+    report(arguments.teacher, arguments.per_step, arguments.chains, arguments.seed, arguments.steps)
 
 
 if __name__ == "__main__":
