@@ -143,7 +143,7 @@ def test_case_and_blanks_do_not_make_another_query_and_the_spelling_asked_for_wi
 def test_students_people_and_the_feature_stand_beside_the_teacher(answered: Lake):
     found, page = explain(answered, QUERIES["q01"], "i1")
     says = {one.who: one for one in found.opinions}
-    assert list(says) == ["people", "teacher", "interaction", "representation"]
+    assert list(says) == ["people", "teacher", "interaction", "representation", "feature"]
     text = f"{ITEMS['i1'][0]}. kind0"
     for kind, student in fitted_students(answered).items():
         (score,) = student.load("test").score([(QUERIES["q01"], text)])
