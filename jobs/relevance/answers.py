@@ -109,8 +109,8 @@ def keep_answers(
         ):
             for some in pairs.iter_slices(PAIRS_AT_ONCE):
                 texts = asking.texts(some)
-                answers = ask(teacher, texts, asking.cache, asking.budget, advance)
                 addresses = addresses_of(teacher, texts)
+                answers = ask(teacher, texts, asking.cache, asking.budget, advance, addresses=addresses)
                 writer.write_shard(_rows(some, answers, addresses))
                 unreadable = _unreadable_rows(some, texts, answers, addresses)
                 if not unreadable.is_empty():

@@ -112,8 +112,9 @@ def answer_of_pair(
     config = _teacher_of(lake, labelling)
     name = config.kind if not config.model else f"{config.kind}: {config.model.rstrip('/').rsplit('/', 1)[-1]}"
     stored = _stored(lake, query_ids, item_id)
-    shown, reader = disclosed(pair, labelling.disclosure), _reader(lake, config, labelling)
-    facts = facts_read(reader, shown) if manifest.fingerprint.get("reader") == CATALOGUE else ()
+    shown = disclosed(pair, labelling.disclosure)
+    reader = _reader(lake, config, labelling) if manifest.fingerprint.get("reader") == CATALOGUE else None
+    facts = () if reader is None else facts_read(reader, shown)
     address = address_of(shown, manifest.fingerprint, facts)
     if stored is not None and stored["answer_hash"] == address:
         return PairAnswer(_answer(stored), "stored answer", name, manifest.created_timestamp)
@@ -124,7 +125,9 @@ def answer_of_pair(
             if stored is None:
                 return PairAnswer(None, "not asked", name, None)
             return PairAnswer(_answer(stored), "stored, of other texts", name, manifest.created_timestamp)
-        teacher = open_teacher(config, reader=reader, disclosure=labelling.disclosure)
+        teacher = open_teacher(
+            config, reader=reader or _reader(lake, config, labelling), disclosure=labelling.disclosure
+        )
         is_of_lake = teacher.identity == manifest.fingerprint
         (address,) = addresses_of(teacher, [shown])
         if (before := cache.get([address]).get(address)) is not None:

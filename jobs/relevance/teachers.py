@@ -213,6 +213,8 @@ def ask(
     cache: AnswerCache,
     budget: TokenBudget,
     on_progress: Callable[[int], None] | None = None,
+    *,
+    addresses: Sequence[str] | None = None,
 ) -> list[TeacherAnswer | None]:
     """Answers to pairs: those that are kept, then the teacher's, each of which is kept at once.
 
@@ -224,12 +226,13 @@ def ask(
         cache: of answers.
         budget: of tokens; never exceeded.
         on_progress: told of the number of pairs finished since the last call.
+        addresses: of the pairs as disclosed (`addresses_of`), where the caller has them: rules take their time to read.
 
     Returns:
         One answer a pair, in their order; None where the budget was spent before.
     """
     shown = [disclosed(pair, teacher.disclosure) for pair in pairs]
-    addresses = addresses_of(teacher, shown)
+    addresses = addresses_of(teacher, shown) if addresses is None else addresses
     answers = cache.get(addresses)
     times = Counter(addresses)
     if on_progress:
