@@ -79,12 +79,14 @@ def fit(arguments: argparse.Namespace) -> None:
     ]
     validation = some_pairs(frame, "validation", arguments.validation_pairs, 0)
     decoding: Decoding = "scored" if arguments.answers == "chain" else "label_only"
+    # weights that adapters leave as they are may be kept in half; weights that are trained may not
+    weights = "bfloat16" if arguments.low_rank and arguments.precision == "bfloat16" else "auto"
 
     def validate(lm: CausalLM) -> float:
         return roc_auc(RelevanceTeacher(lm, reader), validation, decoding)
 
     trained, _ = fit_teacher(
-        load_causal_lm(arguments.model),
+        load_causal_lm(arguments.model, dtype=weights),
         examples,
         TeacherSettings(
             answers=arguments.answers,
