@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -80,7 +81,8 @@ def fit(arguments: argparse.Namespace) -> None:
     validation = some_pairs(frame, "validation", arguments.validation_pairs, 0)
     decoding: Decoding = "scored" if arguments.answers == "chain" else "label_only"
     # weights that adapters leave as they are may be kept in half; weights that are trained may not
-    weights = "bfloat16" if arguments.low_rank and arguments.precision == "bfloat16" else "auto"
+    in_half = arguments.low_rank and arguments.precision == "bfloat16"
+    weights: Literal["auto", "bfloat16"] = "bfloat16" if in_half else "auto"
 
     def validate(lm: CausalLM) -> float:
         return roc_auc(RelevanceTeacher(lm, reader), validation, decoding)
