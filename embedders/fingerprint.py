@@ -100,6 +100,33 @@ class Fingerprint:
             trained_through=trained_through,
         )
 
+    def of_karma(
+        self, images: "Fingerprint | None", *, weights_sha256: str, dimension: int, trained_through: str
+    ) -> "Fingerprint":
+        """Identity of the vectors that KARMA makes of content vectors with this identity, and of image vectors.
+
+        Users and items share it. Both frozen encoders are named by their digests: what they say is all that the model
+        knows of an item. Its language model and that one's tokenizer are among the weights.
+
+        Args:
+            images: identity of the image vectors; None where it has learnt without any.
+            weights_sha256: hash of the trained network, as it serves.
+            dimension: its output width.
+            trained_through: ISO time before which it has seen the interactions.
+        """
+        pictures = "no images" if images is None else f"images of {images.model_id} {images.digest()}"
+        return Fingerprint(
+            model_id="karma",
+            weights_sha256=weights_sha256,
+            tokenizer_sha256=self.tokenizer_sha256,
+            prompt=self.prompt,
+            pooling=f"language model, read out at [INT], over {self.model_id} {self.digest()} and {pictures}",
+            dimension=dimension,
+            normalisation="l2",
+            dtype="float32",
+            trained_through=trained_through,
+        )
+
     def __str__(self) -> str:
         return f"{self.model_id} ({self.prompt}, {self.dimension} wide, {self.dtype}, {self.digest()[:12]})"
 

@@ -1,4 +1,4 @@
-"""Content vectors of items, out of memory, and which of them was known when.
+"""Content vectors and image vectors of items, out of memory, and which of them was known when.
 
 A vector is known from the later of its event_timestamp and its created_timestamp on. A row written late about an
 earlier time does not push out a newer one that is already known.
@@ -8,12 +8,27 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import IO, NamedTuple
 
+import dataframely as dy
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from feature_repo.table_schemas import ItemContentEmbeddings
+from feature_repo.table_schemas import ItemContentEmbeddings, ItemImageEmbeddings
 from jobs.lake import Lake
+
+
+class VectorTable(NamedTuple):
+    """A table with one vector per (item, time), and the names of its columns."""
+
+    schema: type[dy.Schema]
+    vector_column: str
+    id_column: str
+    hash_column: str
+    """Of what was encoded."""
+
+
+CONTENT = VectorTable(ItemContentEmbeddings, "item_content_embedding", "item_content_vector_id", "item_content_hash")
+IMAGES = VectorTable(ItemImageEmbeddings, "item_image_embedding", "item_image_vector_id", "item_image_hash")
 
 
 class ItemVectors(NamedTuple):
@@ -21,7 +36,7 @@ class ItemVectors(NamedTuple):
 
     Attributes:
         vectors: [N, width] float32, memory-mapped.
-        ids: [N] int64, their item_content_vector_id.
+        ids: [N] int64, their vector ids; or [N, 2], where a row stands for two vectors of an item.
         known: as `known_rows` gives it.
     """
 
@@ -30,21 +45,21 @@ class ItemVectors(NamedTuple):
     known: pl.DataFrame
 
 
-def item_vectors(lake: Lake, file: IO[bytes], width: int) -> ItemVectors:
+def item_vectors(lake: Lake, file: IO[bytes], width: int, table: VectorTable = CONTENT) -> ItemVectors:
     """Copy all vectors, shard by shard, into `file`, and map it."""
-    keys = content_keys(lake)
+    keys = vector_keys(lake, table)
     everything = np.arange(len(keys))
     return ItemVectors(
-        vectors=copy_vectors(lake, file, width, everything),
-        ids=keys.get_column("item_content_vector_id").to_numpy(),
+        vectors=copy_vectors(lake, file, width, everything, table),
+        ids=keys.get_column(table.id_column).to_numpy(),
         known=known_rows(keys),
     )
 
 
-def content_keys(lake: Lake) -> pl.DataFrame:
-    """`item_content_embeddings` without the vectors, in the order of its shards, with `row`: the place in the table."""
-    keys = [ItemContentEmbeddings.create_empty().drop("item_content_embedding")]
-    for path in lake.parquet_files(ItemContentEmbeddings):
+def content_keys(lake: Lake, table: VectorTable = CONTENT) -> pl.DataFrame:
+    """The table without its vectors, in the order of its shards, with `row`: the place in the table."""
+    keys = [table.schema.create_empty().drop(table.vector)]
+    for path in lake.parquet_files(table.schema):
         keys.append(pl.read_parquet(path, columns=keys[0].columns))
     return pl.concat(keys).with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
 
@@ -84,22 +99,27 @@ def newest_known(known: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
     )
 
 
-def copy_vectors(lake: Lake, file: IO[bytes], width: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Copy the vectors of some rows of the table, in the order given, into `file`, and map it. [len(rows), width]."""
+def copy_vectors(
+    lake: Lake, file: IO[bytes], width: int, rows: NDArray[np.int64], table: VectorTable = CONTENT
+) -> NDArray[np.float32]:
+    """Copy the vectors of some rows of the table, in the order given, into `file`, and map it. [len(rows), width].
+
+    A row of -1 gives zeros: no vector.
+    """
     # an empty file cannot be mapped; the row too many is never named
     vectors = np.memmap(file, np.float32, mode="w+", shape=(max(1, len(rows)), width))
     order = np.argsort(rows, kind="stable")
     sorted_rows = rows[order]
-    for first, shard in _shards(lake, width):
+    for first, shard in _shards(lake, table, width):
         start, stop = np.searchsorted(sorted_rows, [first, first + len(shard)])
         vectors[order[start:stop]] = shard[sorted_rows[start:stop] - first]
     return vectors
 
 
-def _shards(lake: Lake, width: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _shards(lake: Lake, table: VectorTable, width: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Place of the first row, and the vectors, of each shard."""
     first = 0
-    for path in lake.parquet_files(ItemContentEmbeddings):
-        column = pl.read_parquet(path, columns=["item_content_embedding"]).get_column("item_content_embedding")
+    for path in lake.parquet_files(table.schema):
+        column = pl.read_parquet(path, columns=[table.vector]).get_column(table.vector)
         yield first, column.explode().to_numpy().reshape(len(column), width)
         first += len(column)

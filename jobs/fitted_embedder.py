@@ -1,4 +1,4 @@
-"""The embedding model that `fit_embedder` left in the lake, as the steps that embed with it find it."""
+"""LEARN's model that `fit_embedder` left in the lake, as the steps that embed with it find it."""
 
 from datetime import datetime
 from pathlib import Path
@@ -15,24 +15,56 @@ MODELS = "embedders/learn"
 """Folder of the lake: one folder a model, and the checkpoint of one that is being trained."""
 
 
-class FittedEmbedder(NamedTuple):
-    """A trained model.
+class ModelFolder(NamedTuple):
+    """Files of a trained model, as a table's manifest names them.
 
     Attributes:
-        fingerprint: its identity, that of its item vectors and of its user vectors.
-        trained_through: it has seen the interactions before this time, so no vector of it is earlier.
-        folder: of its files.
-        files_sha256: what they hash to.
+        path: of the folder.
+        files_sha256: what its files hash to.
     """
 
-    fingerprint: Fingerprint
-    trained_through: datetime
-    folder: Path
+    path: Path
     files_sha256: str
 
     def is_whole(self) -> bool:
         """Whether the files are there, as they were written."""
-        return self.folder.is_dir() and sha256_of_model(self.folder) == self.files_sha256
+        return self.path.is_dir() and sha256_of_model(self.path) == self.files_sha256
+
+    def checked(self, step: str, *, named_by: str, trained_by: str) -> Path:
+        """The folder, for reading.
+
+        Raises:
+            ValueError: its files are gone or changed.
+        """
+        if not self.is_whole():
+            raise ValueError(
+                f"{step}: the model that {named_by} names is not in {self.path}, or its files have changed.\n"
+                f"  what to do: restore the folder, or train it again: tailrank run {trained_by} --force"
+            )
+        return self.path
+
+
+class FittedEmbedder(NamedTuple):
+    """LEARN's trained model.
+
+    Attributes:
+        fingerprint: its identity, that of its item vectors and of its user vectors.
+        trained_through: it has seen the interactions before this time, so no vector of it is earlier.
+        files: of the model.
+    """
+
+    fingerprint: Fingerprint
+    trained_through: datetime
+    files: ModelFolder
+
+    @property
+    def folder(self) -> Path:
+        """Of its files."""
+        return self.files.path
+
+    def is_whole(self) -> bool:
+        """Whether the files are there, as they were written."""
+        return self.files.is_whole()
 
     def load(self, step: str) -> "LearnModel":
         """Read the model.
@@ -42,12 +74,7 @@ class FittedEmbedder(NamedTuple):
         """
         from embedders.learn_model import LearnModel  # here: torch takes seconds to import
 
-        if not self.is_whole():
-            raise ValueError(
-                f"{step}: the model that embedder_curves names is not in {self.folder}, or its files have changed.\n"
-                "  what to do: restore the folder, or train it again: tailrank run fit_embedder --force"
-            )
-        return LearnModel.load(self.folder)
+        return LearnModel.load(self.files.checked(step, named_by="embedder_curves", trained_by="fit_embedder"))
 
 
 def fitted_learn(lake: Lake) -> FittedEmbedder | None:
@@ -64,8 +91,7 @@ def fitted_learn(lake: Lake) -> FittedEmbedder | None:
     return FittedEmbedder(
         fingerprint=fingerprint,
         trained_through=datetime.fromisoformat(fingerprint.trained_through),
-        folder=lake.root / manifest.metadata["folder"],
-        files_sha256=manifest.metadata["files_sha256"],
+        files=ModelFolder(lake.root / manifest.metadata["folder"], manifest.metadata["files_sha256"]),
     )
 
 
@@ -86,5 +112,5 @@ def check_content(lake: Lake, fitted: FittedEmbedder, step: str) -> Fingerprint:
 
 
 def sha256_of_model(folder: Path) -> str:
-    """Hash over the files of a model."""
-    return sha256_of_files({path.name: path for path in folder.iterdir()})
+    """Hash over the files of a model, those of folders inside it included."""
+    return sha256_of_files({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})

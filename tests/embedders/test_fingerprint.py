@@ -78,6 +78,30 @@ def test_learns_vectors_are_those_of_one_network_over_one_content_encoder():
         assert dataclasses.replace(model, **{part: value}) != model
 
 
+def test_karmas_vectors_are_those_of_one_network_over_one_pair_of_frozen_encoders():
+    through = "2025-06-01T00:00:00+00:00"
+    images = dataclasses.replace(ONE, model_id="pictures", weights_sha256="dd")
+    model = ONE.of_karma(images, weights_sha256="cc", dimension=64, trained_through=through)
+    assert (model.model_id, model.weights_sha256, model.dimension, model.trained_through) == (
+        "karma",
+        "cc",
+        64,
+        through,
+    )
+    others = [
+        ONE.of_karma(None, weights_sha256="cc", dimension=64, trained_through=through),
+        ONE.of_karma(
+            dataclasses.replace(images, dtype="bfloat16"), weights_sha256="cc", dimension=64, trained_through=through
+        ),
+        dataclasses.replace(ONE, weights_sha256="ee").of_karma(
+            images, weights_sha256="cc", dimension=64, trained_through=through
+        ),
+        ONE.of_karma(images, weights_sha256="ff", dimension=64, trained_through=through),
+        ONE.of_learn(weights_sha256="cc", dimension=64, trained_through=through),
+    ]
+    assert len({model, *others}) == 6
+
+
 def test_a_hash_over_files_sees_content_and_name_but_not_folder_or_order(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
