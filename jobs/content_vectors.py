@@ -21,9 +21,9 @@ class VectorTable(NamedTuple):
     """A table with one vector per (item, time), and the names of its columns."""
 
     schema: type[dy.Schema]
-    vector_column: str
-    id_column: str
-    hash_column: str
+    vector: str
+    vector_id: str
+    hash: str
     """Of what was encoded."""
 
 
@@ -47,11 +47,11 @@ class ItemVectors(NamedTuple):
 
 def item_vectors(lake: Lake, file: IO[bytes], width: int, table: VectorTable = CONTENT) -> ItemVectors:
     """Copy all vectors, shard by shard, into `file`, and map it."""
-    keys = vector_keys(lake, table)
+    keys = content_keys(lake, table)
     everything = np.arange(len(keys))
     return ItemVectors(
         vectors=copy_vectors(lake, file, width, everything, table),
-        ids=keys.get_column(table.id_column).to_numpy(),
+        ids=keys.get_column(table.vector_id).to_numpy(),
         known=known_rows(keys),
     )
 
