@@ -1,7 +1,7 @@
 """Raw log to canonical tables: the adapter of the source reads, this job checks, dates, counts and commits.
 
 reads   nothing (but its own last items, to tell a revised text from a first one)
-writes  items, users, queries, impressions, relevance_grades, true_probabilities
+writes  items, item_images, users, queries, impressions, relevance_grades, true_probabilities
         (empty where the source has none, so that nothing of an earlier source stays behind)
 
 A log without impressions is an error. A source of judged pairs alone (`HAS_IMPRESSIONS = False` in its module) has
@@ -24,10 +24,18 @@ import dataframely as dy
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
-from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades, TrueProbabilities, Users
+from feature_repo.table_schemas import (
+    Impressions,
+    ItemImages,
+    Items,
+    Queries,
+    RelevanceGrades,
+    TrueProbabilities,
+    Users,
+)
 from jobs.catalogues import Catalogue, FirstSeen, dated, empty_folder, with_created_timestamp
 from jobs.lake import Lake, TableError, TableWriter, table_name
-from jobs.raw_sources import LeftOut, RawSource, Shard
+from jobs.raw_sources import PICTURES_PER_SHARD, LeftOut, RawSource, Refused, Shard
 from jobs.raw_sources.tabular_files import id_text
 from jobs.raw_sources.times import TimeNotation, as_utc
 from jobs.settings import describe_problem
@@ -35,8 +43,16 @@ from jobs.settings import describe_problem
 logger = logging.getLogger(__name__)
 
 READS: tuple[type[dy.Schema], ...] = ()
-WRITES: tuple[type[dy.Schema], ...] = (Items, Users, Queries, Impressions, RelevanceGrades, TrueProbabilities)
-CATALOGUES: tuple[type[dy.Schema], ...] = (Items, Users, Queries)
+WRITES: tuple[type[dy.Schema], ...] = (
+    Items,
+    ItemImages,
+    Users,
+    Queries,
+    Impressions,
+    RelevanceGrades,
+    TrueProbabilities,
+)
+CATALOGUES: tuple[type[dy.Schema], ...] = (Items, ItemImages, Users, Queries)
 """Tables with one row per id, which a log may give many times."""
 
 ROWS_PER_SHARD = 500_000
@@ -53,7 +69,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     path: Path | None = None
     """Folder of the raw files; the simulator needs none."""
     max_quarantined_share: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Where more of a table's rows break its rules, fail and leave the old tables as they are."""
+    """Where more of a table's rows break its rules, fail and leave the old tables as they are.
+
+    Not of item_images: what shows an item without its picture can still be ranked.
+    """
     options: dict[str, Any] = {}
     """Settings of the adapter: the section `[sources.<source>]`."""
 
@@ -77,7 +96,7 @@ def run(lake: Lake, config: Config) -> None:
             writers[schema] = stack.enter_context(
                 lake.writer(
                     schema,
-                    max_quarantined_share=config.max_quarantined_share,
+                    max_quarantined_share=1.0 if schema is ItemImages else config.max_quarantined_share,
                     rules=_not_in_future(schema, now),
                     metadata={"source": identity},
                 )
@@ -92,6 +111,12 @@ def run(lake: Lake, config: Config) -> None:
                 logger.info("ingest: %s impressions so far", f"{intake.num_offered:_}")
         intake.write_log(config, needed)
         intake.write_catalogues(_items_before(lake, identity))
+        if num_refused := writers[ItemImages].quarantined:
+            logger.warning(
+                "item_images: %s pictures could not be taken in; their items do without, the reasons lie in %s",
+                f"{num_refused:_}",
+                lake.root / "quarantine",
+            )
         writers[Impressions].metadata |= {
             "label_rule": source.label_rule(options),
             "share_sampled": intake.num_sampled / max(intake.num_offered, 1),
@@ -145,9 +170,12 @@ class _Intake:
         self._catalogues = {schema: Catalogue(schema, spool) for schema in CATALOGUES}
         self._first_seen = {Items: FirstSeen("item_id", now), Users: FirstSeen("user_id", now)}
 
-    def take(self, piece: Shard | LeftOut) -> None:
+    def take(self, piece: Shard | LeftOut | Refused) -> None:
         if isinstance(piece, LeftOut):
             self.left_out[piece.rule] += piece.num_rows
+            return
+        if isinstance(piece, Refused):
+            self._writers[piece.schema].refuse(piece.frame)
             return
         schema, frame = piece.schema, _canonical(piece)
         if schema in self._catalogues:
@@ -188,13 +216,14 @@ class _Intake:
             )
 
     def write_catalogues(self, items_before: pl.DataFrame) -> None:
-        """Write items, users and queries, dated by the impressions.
+        """Write items, their pictures, users and queries, dated by the impressions.
 
         Where there are none, an item without a date keeps that of the last run, for nothing else dates it.
         """
         items_seen, users_seen = self._first_seen[Items].merged(), self._first_seen[Users].merged()
         log_start = items_seen.get_column("first_seen").min()
         log_start = log_start if isinstance(log_start, dt.datetime) else self._now
+        item_dates = [Items.create_empty().select("item_id", first_seen="event_timestamp")]
         for items in self._catalogues[Items].frames():
             if self.num_offered == 0:
                 before = items_before.select("item_id", first_seen="event_timestamp")
@@ -202,6 +231,8 @@ class _Intake:
             else:
                 items = dated(items, items_seen, log_start, truncate_to="1d")
             self._writers[Items].write_shard(with_created_timestamp(items, items_before, self._now))
+            item_dates.append(items.select("item_id", first_seen="event_timestamp"))
+        self._write_pictures(pl.concat(item_dates), items_seen, log_start)
         users_given = False
         for users in self._catalogues[Users].frames():
             users_given |= not users.is_empty()
@@ -224,6 +255,20 @@ class _Intake:
                 f"{self.num_offered:_}",
                 f"{len(without):_}",
             )
+
+    def _write_pictures(self, item_dates: pl.DataFrame, items_seen: pl.DataFrame, log_start: dt.datetime) -> None:
+        """Write pictures: one without a date is as old as its item, or as the first impression of it."""
+        shown_only = items_seen.select("item_id", "first_seen").join(item_dates, on="item_id", how="anti")
+        since = pl.concat([item_dates, shown_only.with_columns(pl.col("first_seen").dt.truncate("1d"))])
+        for pictures in self._catalogues[ItemImages].frames():
+            if "event_timestamp" not in pictures.columns:
+                pictures = pictures.with_columns(event_timestamp=pl.lit(None, pl.Datetime("us", "UTC")))
+            for some in pictures.iter_slices(PICTURES_PER_SHARD):
+                dates = some.join(since, on="item_id", how="left", maintain_order="left")
+                dated_at = pl.coalesce("event_timestamp", "first_seen", pl.lit(log_start, pl.Datetime("us", "UTC")))
+                self._writers[ItemImages].write_shard(dates.with_columns(event_timestamp=dated_at))
+        if num_without := len(self._catalogues[ItemImages].ids.join(item_dates, on="item_id", how="anti")):
+            logger.info("item_images: %s are of items that the source does not describe", f"{num_without:_}")
 
 
 def _canonical(piece: Shard) -> pl.DataFrame:

@@ -8,6 +8,9 @@ import dataframely as dy
 import polars as pl
 from pydantic import BaseModel
 
+PICTURES_PER_SHARD = 2_000
+"""A picture weighs as much as hundreds of other rows: shards of pictures are short."""
+
 
 class Shard(NamedTuple):
     """Some rows of one canonical table, in any order; `jobs.ingest` casts, checks and writes them."""
@@ -23,6 +26,16 @@ class LeftOut(NamedTuple):
     num_rows: int
 
 
+class Refused(NamedTuple):
+    """Rows that the adapter itself found bad, any columns, with the reasons in `jobs.admission.BROKEN_RULES`.
+
+    They go to the table's quarantine: a picture whose file is gone, say.
+    """
+
+    schema: type[dy.Schema]
+    frame: pl.DataFrame
+
+
 class RawSource(Protocol):
     """What the module of an adapter holds."""
 
@@ -34,5 +47,5 @@ class RawSource(Protocol):
     def raw_files(self, path: Path | None, config: Any) -> list[Path]:
         """The files that `shards` would read, so that a change of them can be noticed."""
 
-    def shards(self, path: Path | None, config: Any) -> Iterator[Shard | LeftOut]:
+    def shards(self, path: Path | None, config: Any) -> Iterator[Shard | LeftOut | Refused]:
         """The log as shards, which may interleave tables; never more of it in memory than a shard needs."""

@@ -16,6 +16,9 @@ item and time make it, so that the same row twice is a duplicate), `converted` (
 `conversion_timestamp`; where there is none either, nothing converted), `conversion_timestamp` (the impression's time),
 `is_sampled` (false), and the `event_timestamp` of items and users (the first impression).
 
+Pictures are a table of their own, `[sources.columns.item_images]`, often of the same files as the items: `item_id`, and
+`image`, a column of bytes or of paths (`jobs.raw_sources.picture_files`). An item that has none there simply has none.
+
 Files are scanned lazily and come out shard by shard; only the files joined to them are held in memory.
 """
 
@@ -28,8 +31,9 @@ import dataframely as dy
 import polars as pl
 from pydantic import BaseModel, Field
 
-from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades, Users
-from jobs.raw_sources import LeftOut, Shard, negative_sampling
+from feature_repo.table_schemas import Impressions, ItemImages, Items, Queries, RelevanceGrades, Users
+from jobs.raw_sources import LeftOut, Refused, Shard, negative_sampling
+from jobs.raw_sources.picture_files import FOLDER, existing_files, pictures_of
 from jobs.raw_sources.tabular_files import find_files, folder_of, id_text, named_columns, scan_file, sql_expression
 from jobs.raw_sources.times import TimeNotation, TimeUnit, as_utc, check_times
 
@@ -86,6 +90,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """One row per item shown to a user."""
     items: Table | None = None
     """One row per item, with its text. Of several rows with the same id the first is kept."""
+    item_images: Table | None = None
+    """One row per item with a picture: its bytes, or a path relative to the folder of the file that names it."""
     users: Table | None = None
     """One row per user; without it, the users of the impressions."""
     queries: Table | None = None
@@ -100,6 +106,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
 SCHEMAS: dict[str, type[dy.Schema]] = {
     "items": Items,
+    "item_images": ItemImages,
     "users": Users,
     "queries": Queries,
     "impressions": Impressions,
@@ -123,17 +130,22 @@ def label_rule(config: Config) -> str:
 
 
 def raw_files(path: Path | None, config: Config) -> list[Path]:
-    """The files of all tables and of what is joined to them."""
+    """The files of all tables, of what is joined to them, and the pictures whose paths they hold."""
     folder = folder_of("columns", path)
     found: list[Path] = []
     for name in SCHEMAS:
         table: Table | None = getattr(config, name)
         for files in [table.files, *(join.files for join in table.joins)] if table else []:
             found += find_files(folder, files, f"[sources.columns.{name}]")
+    if config.item_images:
+        with tempfile.TemporaryDirectory() as workspace:
+            setting = "[sources.columns.item_images]"
+            rows = _selected(folder, config.item_images, ItemImages, setting, Path(workspace))
+            found += existing_files(rows.filter(KEPT))
     return found
 
 
-def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
+def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut | Refused]:
     """The tables in turn, impressions last.
 
     Raises:
@@ -149,7 +161,11 @@ def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
             setting = f"[sources.columns.{name}]"
             rows = _selected(folder, table, schema, setting, Path(workspace))
             try:
-                if schema is Impressions and config.negatives:
+                if schema is ItemImages:
+                    yield from pictures_of(rows.filter(KEPT).drop(KEPT), setting)
+                    if table.where is not None:
+                        yield _left_out(int(rows.select((~pl.col(KEPT)).sum()).collect().item()), table, setting)
+                elif schema is Impressions and config.negatives:
                     yield from _with_negatives(rows, table, setting, config.negatives)
                 else:
                     yield from _shards(schema, rows, table, setting)
@@ -163,30 +179,40 @@ def shards(path: Path | None, config: Config) -> Iterator[Shard | LeftOut]:
 def _selected(folder: Path, table: Table, schema: type[dy.Schema], setting: str, workspace: Path) -> pl.LazyFrame:
     """The columns of `select` with the types of the schema, and the column `__kept`: what `where` says."""
     _check_names(table, schema, setting)
-    ids = [column for name, text in table.select.items() if name.endswith("_id") for column in named_columns(text)]
+    ids = [column for name, text in table.select.items() if _is_text(name) for column in named_columns(text)]
 
-    def scan(files: str | tuple[str, ...], text_columns: list[str]) -> pl.LazyFrame:
+    def scan(files: str | tuple[str, ...], text_columns: list[str], *, with_folder: bool = False) -> pl.LazyFrame:
         scans = [
             scan_file(
                 file, workspace=workspace, encoding=table.encoding, separator=table.separator, text_columns=text_columns
-            )
+            ).with_columns([pl.lit(str(file.parent)).alias(FOLDER)] if with_folder else [])
             for file in find_files(folder, files, setting)
         ]
         return pl.concat(scans, how="vertical_relaxed") if len(scans) > 1 else scans[0]
 
-    frame = scan(table.files, ids)
+    has_paths = schema is ItemImages
+    frame = scan(table.files, ids, with_folder=has_paths)
     for join in table.joins:
         frame = _joined(frame, scan(join.files, ids), join, setting)
     available = frame.collect_schema()
     raw = {name: sql_expression(text, available, f"{setting} select.{name}") for name, text in table.select.items()}
     kept = pl.lit(True) if table.where is None else sql_expression(table.where, available, f"{setting} where")
-    picked = frame.select(kept.fill_null(False).alias(KEPT), *[expr.alias(name) for name, expr in raw.items()])
+    picked = frame.select(
+        kept.fill_null(False).alias(KEPT),
+        *[expr.alias(name) for name, expr in raw.items()],
+        *([FOLDER] if has_paths else []),
+    )
     wanted = schema.create_empty().schema
     if times := [name for name in table.select if isinstance(wanted[name], pl.Datetime)]:
         head = picked.filter(KEPT).select(times).head(ROWS_LOOKED_AT).collect()
         for name in times:
             check_times(head[name], table.time_notation, f"{setting} select.{name} = {table.select[name]!r}")
     return _completed(picked.with_columns(_conversions(picked.collect_schema(), table, schema, setting)), schema)
+
+
+def _is_text(name: str) -> bool:
+    """Columns of a CSV that are text though they may look like numbers: ids and paths."""
+    return name.endswith("_id") or name == "image"
 
 
 def _check_names(table: Table, schema: type[dy.Schema], setting: str) -> None:
@@ -201,6 +227,7 @@ def _check_names(table: Table, schema: type[dy.Schema], setting: str) -> None:
     required = {
         Impressions: ("user_id", "item_id", "event_timestamp", "clicked"),
         Items: ("item_id",),
+        ItemImages: ("item_id", "image"),
         Users: ("user_id",),
     }.get(schema, tuple(known))
     if missing := [name for name in required if name not in table.select]:
@@ -248,6 +275,11 @@ def _conversions(found: pl.Schema, table: Table, schema: type[dy.Schema], settin
                 f"{setting} select.{name} = {table.select[name]!r} is {have}, expected true or false: "
                 f'write a comparison, e.g. {name} = "{table.select[name]} = 1"'
             )
+        elif isinstance(want, pl.Binary) and not isinstance(have, (pl.Binary, pl.String, pl.Null)):
+            raise ValueError(
+                f"{setting} select.{name} = {table.select[name]!r} is {have}, expected the bytes of pictures, or text: "
+                "the paths of their files"
+            )
         elif want.is_integer() and have.is_float():
             column = column.round().cast(pl.Int64, strict=False)
         elif isinstance(want, pl.String) and have.is_numeric():
@@ -281,7 +313,7 @@ def _shards(schema: type[dy.Schema], rows: pl.LazyFrame, table: Table, setting: 
         num_left_out += len(batch) - len(kept)
         yield Shard(schema, kept)
     if table.where is not None:
-        yield LeftOut(f"{setting} where: not ({table.where})", num_left_out)
+        yield _left_out(num_left_out, table, setting)
 
 
 def _with_negatives(
@@ -301,4 +333,8 @@ def _with_negatives(
                 yield Shard(Impressions, negatives)
     if table.where is not None:
         left_out = int(kept_in_week.get_column("len").sum()) - int(kept_in_week.get_column(KEPT).sum())
-        yield LeftOut(f"{setting} where: not ({table.where})", left_out)
+        yield _left_out(left_out, table, setting)
+
+
+def _left_out(num_rows: int, table: Table, setting: str) -> LeftOut:
+    return LeftOut(f"{setting} where: not ({table.where})", num_rows)

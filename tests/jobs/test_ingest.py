@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from feature_repo.table_schemas import (
     MAX_TEXT_CHARACTERS,
     Impressions,
+    ItemImages,
     Items,
     Queries,
     RelevanceGrades,
@@ -80,6 +81,7 @@ def test_a_log_becomes_the_canonical_tables(lake: Lake, folder: Path):
     ingest.run(lake, config(folder))
     assert {schema: lake.manifest(schema).rows for schema in ingest.WRITES} == {
         Items: 5,
+        ItemImages: 0,
         Users: 4,
         Queries: 0,
         Impressions: 40,
@@ -164,6 +166,79 @@ def test_a_new_source_leaves_nothing_of_the_old_one_behind(lake: Lake, folder: P
     assert lake.manifest(Queries).rows == 5
     ingest.run(lake, config(folder))
     assert lake.manifest(Queries).rows == 0
+
+
+# --- pictures ------------------------------------------------------------------------------------------------
+
+PICTURES = {"files": "items.parquet", "select": {"item_id": "sku", "image": "photo"}}
+
+
+def test_pictures_named_by_path_become_bytes_dated_with_their_items(lake: Lake, folder: Path):
+    (folder / "photos").mkdir()
+    for at in range(5):
+        (folder / "photos" / f"{at}.jpg").write_bytes(b"picture %d" % at)
+    photo = pl.concat_str(pl.lit("photos/"), pl.int_range(pl.len()), pl.lit(".jpg"))
+    items().with_columns(photo=photo).write_parquet(folder / "items.parquet")
+    ingest.run(lake, config(folder, item_images=PICTURES))
+    pictures = lake.read(ItemImages).sort("item_id")
+    assert pictures.get_column("image").to_list() == [b"picture %d" % at for at in range(5)]
+    dates = lake.read(Items).sort("item_id").get_column("event_timestamp")
+    assert pictures.get_column("event_timestamp").equals(dates)
+
+
+def test_a_picture_that_says_since_when_it_can_be_shown_keeps_its_date(lake: Lake, folder: Path):
+    since = NOON + dt.timedelta(days=3)
+    items().with_columns(photo=pl.lit(b"x"), since=pl.lit(since)).write_parquet(folder / "items.parquet")
+    select = {**PICTURES["select"], "event_timestamp": "since"}
+    ingest.run(lake, config(folder, item_images={**PICTURES, "select": select}))
+    assert lake.read(ItemImages).get_column("event_timestamp").unique().to_list() == [since]
+
+
+def test_a_missing_picture_costs_its_item_the_picture_and_not_the_run(
+    lake: Lake, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    (folder / "0.jpg").write_bytes(b"picture")
+    (folder / "2.jpg").write_bytes(b"")
+    (folder / "3.jpg").mkdir()
+    names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", None]
+    items().with_columns(photo=pl.Series(names)).write_parquet(folder / "items.parquet")
+    ingest.run(lake, config(folder, item_images=PICTURES))
+    assert lake.read(ItemImages).get_column("item_id").to_list() == ["i0"]
+    assert lake.manifest(Items).rows == 5
+    refused = dict(quarantined(lake, "item_images").select("item_id", pl.col(BROKEN_RULES).list.join("|")).iter_rows())
+    assert refused == {
+        "i1": "image_file_is_missing",
+        "i2": "image_is_not_empty",
+        "i3": "image_file_cannot_be_read (IsADirectoryError)",
+    }
+    assert "item_images: 3 pictures could not be taken in" in caplog.text
+    left_out = lake.manifest(Impressions).metadata["left_out"]
+    assert left_out == {"[sources.columns.item_images]: no picture named": 1}
+
+
+def test_two_pictures_of_an_item_are_one_and_counted(lake: Lake, folder: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    pl.concat([items(2), items(2)]).with_columns(photo=pl.lit(b"x")).write_parquet(folder / "items.parquet")
+    ingest.run(lake, config(folder, item_images=PICTURES))
+    assert lake.manifest(ItemImages).rows == 2
+    assert "item_images: 2 repeated rows, the first of each kept" in caplog.text
+
+
+def test_a_picture_file_that_changes_is_noticed(folder: Path):
+    (folder / "0.jpg").write_bytes(b"picture")
+    items().with_columns(photo=pl.lit("0.jpg")).write_parquet(folder / "items.parquet")
+    settings = config(folder, item_images=PICTURES)
+    before = ingest.outside_inputs(settings)
+    (folder / "0.jpg").write_bytes(b"another picture")
+    assert ingest.outside_inputs(settings) != before
+
+
+def test_many_pictures_are_written_in_short_shards(lake: Lake, folder: Path):
+    items(4_500).with_columns(photo=pl.lit(b"x")).write_parquet(folder / "items.parquet")
+    ingest.run(lake, config(folder, item_images=PICTURES))
+    rows = [shard.rows for shard in lake.manifest(ItemImages).shards]
+    assert sum(rows) == 4_500
+    assert max(rows) <= 2_000
 
 
 # --- bad input -----------------------------------------------------------------------------------------------
@@ -303,6 +378,7 @@ def test_judged_pairs_need_no_impressions_and_the_log_says_what_they_are_good_fo
     ingest.run(lake, judged_config(tmp_path / "judged.parquet"))
     assert {schema: lake.manifest(schema).rows for schema in ingest.WRITES} == {
         Items: 3,
+        ItemImages: 0,
         Users: 0,
         Queries: 2,
         Impressions: 0,

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceGrades, Users
+from feature_repo.table_schemas import Impressions, ItemImages, Items, Queries, RelevanceGrades, Users
 from jobs.raw_sources import LeftOut, Shard, columns
 from jobs.raw_sources.columns import Config, label_rule, shards
 
@@ -253,3 +253,36 @@ def test_ifdb_needs_no_adapter(real_data: Path):
     assert impressions.get_column("clicked").mean() == pytest.approx(0.4766, abs=1e-3)
     square_circle = items.row(by_predicate=pl.col("title") == "Square Circle", named=True)
     assert square_circle["description"].startswith("What is your crime?")
+
+
+# --- pictures ------------------------------------------------------------------------------------------------
+
+PHOTOS = {"files": "items.csv", "select": {"item_id": "sku", "image": "photo"}}
+
+
+def test_a_picture_is_looked_for_beside_the_file_that_names_it(folder: Path):
+    for shop in ("north", "south"):
+        (folder / shop).mkdir()
+        (folder / shop / "7").write_bytes(shop.encode())
+        (folder / shop / "items.csv").write_text(f"sku,photo\n{shop},7\n")
+    pictures = read(folder, item_images={**PHOTOS, "files": "*/items.csv"})[ItemImages]
+    assert dict(pictures.select("item_id", "image").iter_rows()) == {"north": b"north", "south": b"south"}
+
+
+def test_rows_that_a_condition_leaves_out_are_counted_and_their_pictures_not_read(folder: Path):
+    (folder / "items.csv").write_text("sku,photo\na,a.jpg\nb,b.jpg\n")
+    (folder / "a.jpg").write_bytes(b"a")
+    options = {"item_images": {**PHOTOS, "where": "sku = 'a'"}}
+    assert read(folder, **options)[ItemImages].get_column("item_id").to_list() == ["a"]
+    assert left_out(folder, **options) == [LeftOut("[sources.columns.item_images] where: not (sku = 'a')", 1)]
+    assert [
+        file.name for file in columns.raw_files(folder, Config.model_validate({"impressions": IMPRESSIONS, **options}))
+    ] == ["items.csv", "log.parquet", "a.jpg"]
+
+
+def test_a_picture_is_bytes_or_a_path_and_nothing_else(folder: Path):
+    pl.DataFrame({"sku": ["a"], "photo": [1.5]}).write_parquet(folder / "items.parquet")
+    with pytest.raises(ValueError, match=r"item_images\] select\.image = 'photo' is Float64, expected the bytes"):
+        read(folder, item_images={**PHOTOS, "files": "items.parquet"})
+    with pytest.raises(ValueError, match=r"item_images\] select: image missing"):
+        read(folder, item_images={**PHOTOS, "select": {"item_id": "sku"}})
