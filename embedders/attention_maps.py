@@ -155,7 +155,7 @@ def attention_health(heads: Sequence[HeadAttention]) -> AttentionHealth:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def attention_of_language_model(
     model: Any, inputs_embeds_BLH: Tensor, mask: Tensor, position_ids_BL: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -193,7 +193,7 @@ def attention_of_language_model(
     return tuple(layer.float().cpu() for layer in out.attentions)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def attention_of_learn(network: LearnNetwork, history_BL: Tensor) -> tuple[Tensor, ...]:
     """Where LEARN's user tower attends; torch's encoder never returns its weights, so each layer is asked once more.
 

@@ -184,7 +184,7 @@ def _nearest(users_UD: NDArray[np.float32], items_ND: NDArray[np.float32], k: in
     return np.argpartition(scores_UN, len(items_ND) - k, axis=1)[:, -k:]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def title_perplexity(
     model: Any,
     titles: Sequence[Sequence[int]],
