@@ -13,7 +13,8 @@ from jobs.fitted_embedder import ModelFolder
 from jobs.lake import Lake
 
 if TYPE_CHECKING:
-    from embedders.karma_model import KarmaDecoder, KarmaModel
+    from embedders.karma_decoder import KarmaDecoder
+    from embedders.karma_model import KarmaModel
 
 MODELS = "embedders/karma"
 """Folder of the lake: one folder a model, and the checkpoint of one that is being trained."""
@@ -60,7 +61,7 @@ class FittedKarma(NamedTuple):
             ValueError: its files are gone or changed.
         """
         folder = self.decoder.checked(step, **NAMED)
-        from embedders.karma_model import KarmaDecoder
+        from embedders.karma_decoder import KarmaDecoder
 
         return KarmaDecoder.load(folder)
 

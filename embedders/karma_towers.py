@@ -1,0 +1,140 @@
+"""KARMA's two towers: what serves. The decoders that training adds are in `embedders.karma`.
+
+    ctx . [query] . [INT]  -> language model -> state at [INT] -> RMSNorm -> W_h -> unit norm = h   (the user, d wide)
+    frozen text and image vectors of an item -> MLP -> W_e -> unit norm = e                         (the item, d wide)
+
+Letters: B users, L tokens, K read-outs, N items, C text width, F feature width, D width of the language model, d output
+width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedders.karma_features import FrozenFeatures, StandardFeatures
+from embedders.karma_packing import ITEM, READ_OUT, Packed
+
+
+@dataclass(frozen=True)
+class KarmaShape:
+    """Size of what is added to the language model, and how much of it is used."""
+
+    output_dim: int = 128
+    """d."""
+    item_hidden: int = 256
+    """Width of the MLP under W_e."""
+    max_history: int = 50
+    """Items that the language model reads; of a longer history the newest."""
+    num_layers: int | None = None
+    """The first so many blocks of the language model; None: all."""
+    low_rank: int | None = None
+    """Rank of LoRA adapters in the language model (needs peft); None: all of its weights are trained."""
+    residual: bool = False
+    """Add the items' principal components to e, and their mean over the history to h, as LEARN's `residual` does
+    [NF->P]: training starts at the quality of the mean of the history."""
+
+
+class KarmaTowers(nn.Module):
+    """The user's side, a language model over continuous item tokens, and the item's, which needs none.
+
+    Args:
+        language_model: a transformers decoder without its output layer.
+        features: of the catalogue; may be exchanged (`features.frozen`) for those of a newer one of the same widths.
+        shape: size.
+        instruction: tokens that open every history.
+    """
+
+    def __init__(
+        self, language_model: Any, features: FrozenFeatures, shape: KarmaShape, instruction: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.shape, self.instruction = shape, tuple(instruction)
+        self.language_model = language_model
+        self.features = StandardFeatures(features)
+        embedding_VD = language_model.get_input_embeddings().weight.detach().float()
+        width, feature_dim = embedding_VD.shape[1], self.features.width
+        scaled = nn.RMSNorm(width)  # to the size of the model's own token embeddings
+        nn.init.constant_(scaled.weight, float(embedding_VD.square().mean().sqrt()))
+        self.adapter = nn.Sequential(nn.Linear(feature_dim, width), nn.GELU(), nn.Linear(width, width), scaled)
+        self.read_out_D = nn.Parameter(embedding_VD.mean(dim=0))
+        self.user_norm = nn.RMSNorm(width)
+        self.user_head = nn.Linear(width, shape.output_dim, bias=False)
+        self.item_head = nn.Sequential(
+            nn.Linear(feature_dim, shape.item_hidden), nn.GELU(), nn.Linear(shape.item_hidden, shape.output_dim)
+        )
+        self.shortcut = nn.Linear(feature_dim, shape.output_dim, bias=False) if shape.residual else None
+
+    def standardise(self, content_NC: NDArray[np.float32], image_MV: NDArray[np.float32] | None = None) -> None:
+        """Fit what the features are standardised by to a sample of the catalogue; see `StandardFeatures.fit`."""
+        self.features.fit(content_NC, image_MV)
+        if self.shortcut is not None:
+            # of the text: a picture's first components are its light and its background
+            standard_NC = (torch.from_numpy(content_NC) - self.features.content_mean_C) * self.features.content_scale_C
+            _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending
+            with torch.no_grad():
+                self.shortcut.weight.zero_()
+                wanted_dC = directions_CC[:, -self.shape.output_dim :].T
+                self.shortcut.weight[: len(wanted_dC), : content_NC.shape[1]] = wanted_dC
+
+    def items(self, rows: Tensor) -> Tensor:
+        """Vectors of catalogue rows, [..., d] unit norm. Padding is read as row 0: meaningless, but finite."""
+        features = self.features(rows.clamp_min(0))
+        vectors = self.item_head(features).float()
+        if self.shortcut is not None:
+            vectors = vectors + self.shortcut(features).float()
+        return functional.normalize(vectors, dim=-1)
+
+    def users(self, packed: Packed) -> Tensor:
+        """h of every read-out, [K, d] unit norm: what serving uses."""
+        return self.read_out(packed, self.states(packed))[1]
+
+    def states(self, packed: Packed) -> Tensor:
+        """States of the language model's last layer at every token, [B, L, D]."""
+        embedded_BLD, mask_B1LL, position_BL = self.model_inputs(packed)
+        states: Tensor = self.language_model(
+            inputs_embeds=embedded_BLD, attention_mask=mask_B1LL, position_ids=position_BL, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def model_inputs(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """What the language model is given: embeddings [B, L, D], additive mask [B, 1, L, L], positions [B, L]."""
+        device = self.read_out_D.device
+        token_BL = packed.token_BL.to(device)
+        embedded_BLD = self.language_model.get_input_embeddings()(token_BL.clamp_min(0))
+        rows = packed.item_BL[packed.is_history].to(device)
+        embedded_BLD = embedded_BLD.masked_scatter(
+            (token_BL == ITEM).unsqueeze(-1), self.adapter(self.features(rows)).to(embedded_BLD.dtype)
+        )
+        is_read_out_BL1 = (token_BL == READ_OUT).unsqueeze(-1)
+        embedded_BLD = torch.where(is_read_out_BL1, self.read_out_D.to(embedded_BLD.dtype), embedded_BLD)
+        visible_B1LL = packed.visible().unsqueeze(1).to(device)
+        mask_B1LL = torch.zeros(visible_B1LL.shape, dtype=embedded_BLD.dtype, device=device)
+        mask_B1LL = mask_B1LL.masked_fill(~visible_B1LL, torch.finfo(embedded_BLD.dtype).min)
+        return embedded_BLD, mask_B1LL, packed.position_BL.to(device)
+
+    def read_out(self, packed: Packed, hidden_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """State at each [INT], [K, D], and h, [K, d] unit norm."""
+        row_K, place_K = packed.read_out_K2.to(hidden_BLD.device).unbind(dim=1)
+        state_KD = hidden_BLD[row_K, place_K]
+        users_Kd = self.user_head(self.user_norm(state_KD.float())).float()
+        if self.shortcut is not None:
+            users_Kd = users_Kd + self._mean_shortcut(packed)
+        return state_KD, functional.normalize(users_Kd, dim=-1)
+
+    def _mean_shortcut(self, packed: Packed) -> Tensor:
+        """Mean of the shortcuts of the items that each read-out sees, [K, d]."""
+        assert self.shortcut is not None
+        device = self.read_out_D.device
+        rows_M = packed.item_BL[packed.is_history].to(device)
+        of_items_BLd = torch.zeros(*packed.token_BL.shape, self.shape.output_dim, device=device)
+        of_items_BLd[packed.is_history.to(device)] = self.shortcut(self.features(rows_M)).float()
+        row_K, place_K = packed.read_out_K2.unbind(dim=1)
+        last_K = packed.reach_BL[row_K, place_K]
+        num_items_K1 = (last_K + 1 - len(self.instruction)).unsqueeze(1).to(device)
+        return of_items_BLd.cumsum(dim=1)[row_K.to(device), last_K.to(device)] / num_items_K1
