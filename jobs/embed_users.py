@@ -12,6 +12,7 @@ gets no row. Histories already averaged over the same vectors are left as they a
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import dataframely as dy
@@ -52,7 +53,9 @@ def run(lake: Lake, config: Config) -> None:
     with tempfile.TemporaryFile(dir=lake.root) as file:
         items = item_vectors(lake, file, fingerprint.dimension)
 
-        def average(rows_T: NDArray[np.int64], lengths_H: NDArray[np.int64]) -> "HistoryMeans":
+        def average(
+            rows_T: NDArray[np.int64], lengths_H: NDArray[np.int64], _: Callable[[int], None]
+        ) -> "HistoryMeans":
             from embedders.interests import mean_of_history  # here: torch takes seconds to import, for nothing to do
 
             return mean_of_history(items.vectors, rows_T, lengths_H)

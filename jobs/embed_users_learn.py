@@ -14,13 +14,12 @@ model has, the whole table is written anew.
 import logging
 import tempfile
 import time
-from datetime import datetime
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 import dataframely as dy
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, PositiveInt
 
@@ -28,7 +27,7 @@ from feature_repo.table_schemas import EmbedderCurves, ItemContentEmbeddings, Us
 from jobs.content_vectors import item_vectors
 from jobs.fitted_embedder import check_content, fitted_learn
 from jobs.lake import Lake
-from jobs.user_interests import KEY, InterestTable, bring_up_to_date
+from jobs.user_interests import InterestTable, bring_up_to_date, histories_from
 
 if TYPE_CHECKING:
     from embedders.interests import HistoryMeans
@@ -73,13 +72,13 @@ def run(lake: Lake, config: Config) -> None:
     with tempfile.TemporaryFile(dir=lake.folder("scratch")) as file:
         items = item_vectors(lake, file, content.dimension)
 
-        def embed(rows_T: NDArray[np.int64], lengths_H: NDArray[np.int64]) -> "HistoryMeans":
+        def embed(rows_T: NDArray[np.int64], lengths_H: NDArray[np.int64], _: Callable[[int], None]) -> "HistoryMeans":
             return model().user_vectors(items.vectors, rows_T, lengths_H)
 
         counts = bring_up_to_date(
             lake,
             TABLE,
-            _histories(lake, fitted.trained_through),
+            histories_from(lake, fitted.trained_through),
             items,
             fitted.fingerprint,
             embed,
@@ -98,20 +97,3 @@ def run(lake: Lake, config: Config) -> None:
         seconds,
         counts.embedded / max(seconds, 1e-9),
     )
-
-
-def _histories(lake: Lake, trained_through: datetime) -> pl.LazyFrame:
-    """The histories from `trained_through` on, and each user's newest one before it, dated then."""
-    histories = lake.scan(UserHistories).lazy().select(*KEY, "history_item_ids")
-    at = pl.lit(trained_through, pl.Datetime("us", "UTC"))
-    from_then = histories.filter(pl.col("event_timestamp") >= at)
-    newest_before = (
-        histories.filter(pl.col("event_timestamp") < at).group_by("user_id").agg(pl.col("event_timestamp").max())
-    )
-    has_one_then = histories.filter(pl.col("event_timestamp") == at)
-    carried = (
-        histories.join(newest_before, on=KEY, how="semi")
-        .join(has_one_then, on="user_id", how="anti")
-        .with_columns(event_timestamp=at)
-    )
-    return pl.concat([carried, from_then])

@@ -89,7 +89,10 @@ def plan_rows(
         known: `item_id`, `known_from`, for each `made_of` the id under the table's own name, and whatever else says
             where the vectors are; one row per (item, time at which other vectors become the newest known ones).
     """
-    sources = [lake.manifest(frozen.schema) if lake.exists(frozen.schema) else None for frozen in table.made_of]
+    sources = [
+        None if known.get_column(table.made_of_column(frozen)).is_null().all() else lake.manifest(frozen.schema)
+        for frozen in table.made_of
+    ]
     wanted = _wanted(known, trained_through)
     stored = _still_right(lake, table, fingerprint, sources, wanted)
     pending = wanted if stored is None else wanted.join(stored, on=table.key, how="anti", nulls_equal=True)
@@ -180,7 +183,7 @@ def _made_of(table: ItemTable, sources: list[Manifest | None], then: dict[str, A
 
     Args:
         table: which one.
-        sources: manifests of what it is made of; None where a table is not there, which is as good as empty.
+        sources: manifests of what it is made of; None where no row is, which is as good as an empty table.
         then: as this function gave it before: of as many shards as there were then.
     """
     found: dict[str, Any] = {}

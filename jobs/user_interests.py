@@ -1,13 +1,15 @@
 """User vectors out of histories, written once and left alone until what they were made of changes.
 
-What `embed_users` and `embed_users_learn` have in common: every entry of a history is looked up among the content
-vectors known at the history's time, a hash of the vectors' ids says whether a stored row is still right, and only what
-is new is embedded. If an old history has changed (late events, other item vectors), the whole table is written anew.
+What `embed_users`, `embed_users_learn` and `embed_users_karma` have in common: every entry of a history is looked up
+among the vectors known at the history's time, a hash of the vectors' ids says whether a stored row is still right, and
+only what is new is embedded. If an old history has changed (late events, other item vectors), the whole table is
+written anew.
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embedders.fingerprint import Fingerprint
+from feature_repo.table_schemas import UserHistories
 from jobs.content_vectors import ItemVectors
 from jobs.lake import Lake
 from jobs.progress import progress_bar
@@ -34,7 +37,7 @@ class InterestTable(NamedTuple):
 
     Attributes:
         schema: the table.
-        method: `content` or `learn`.
+        method: `content`, `learn` or `karma`.
         step: who writes it, for messages.
     """
 
@@ -81,7 +84,7 @@ def bring_up_to_date(
     histories: pl.LazyFrame,
     items: ItemVectors,
     fingerprint: Fingerprint,
-    embed: "Callable[[NDArray[np.int64], NDArray[np.int64]], HistoryMeans]",
+    embed: "Callable[[NDArray[np.int64], NDArray[np.int64], Callable[[int], None]], HistoryMeans]",
     *,
     chunk_size: int,
     chunks_per_commit: int | None = None,
@@ -94,7 +97,8 @@ def bring_up_to_date(
         histories: `user_id`, `event_timestamp`, `history_item_ids`; one row per (user, time).
         items: content vectors.
         fingerprint: identity of the user vectors.
-        embed: vectors of some histories, from rows of `items.vectors` and lengths (as `mean_of_history`).
+        embed: vectors of some histories, from rows of `items.vectors` and lengths (as `mean_of_history`). Where that
+            takes long, it calls its third argument whenever so many more histories are done.
         chunk_size: histories embedded at one time.
         chunks_per_commit: what a killed job loses at most; None: all is committed at the end.
     """
@@ -103,7 +107,7 @@ def bring_up_to_date(
     done = _still_right(lake, table, histories, items, fingerprint, chunk_size)
     append, num_done = done is not None, 0 if done is None else len(done)
     if done is not None:
-        histories = histories.join(done.lazy(), on=KEY, how="anti")
+        histories = histories.join(done.lazy(), on=KEY, how="anti", maintain_order="left")
         if num_histories == num_done:
             return Counts(num_histories, 0, num_done, 0, 0)
     counts = Counts(num_histories, 0, num_done, 0, 0)
@@ -116,7 +120,14 @@ def bring_up_to_date(
             )
             with lake.writer(table.schema, append=append, fingerprint=fingerprint.as_tags()) as writer:
                 for chunk in commit:
-                    means = embed(chunk.rows, chunk.lengths)
+                    done_of_chunk = 0
+
+                    def done_more(count: int) -> None:
+                        nonlocal done_of_chunk
+                        done_of_chunk += count
+                        advance(count)
+
+                    means = embed(chunk.rows, chunk.lengths, done_more)
                     writer.write_shard(_rows(table, chunk, items, means, first_id=num_done + counts.embedded))
                     counts = counts._replace(
                         embedded=counts.embedded + len(means.histories),
@@ -126,9 +137,26 @@ def bring_up_to_date(
                         - means.num_cancelled,
                         cancelled=counts.cancelled + means.num_cancelled,
                     )
-                    advance(len(chunk.keys))
+                    advance(len(chunk.keys) - done_of_chunk)
             append = True
     return counts
+
+
+def histories_from(lake: Lake, trained_through: datetime) -> pl.LazyFrame:
+    """The histories from `trained_through` on, and each user's newest one before it, dated then."""
+    histories = lake.scan(UserHistories).lazy().select(*KEY, "history_item_ids")
+    at = pl.lit(trained_through, pl.Datetime("us", "UTC"))
+    from_then = histories.filter(pl.col("event_timestamp") >= at)
+    newest_before = (
+        histories.filter(pl.col("event_timestamp") < at).group_by("user_id").agg(pl.col("event_timestamp").max())
+    )
+    has_one_then = histories.filter(pl.col("event_timestamp") == at)
+    carried = (
+        histories.join(newest_before, on=KEY, how="semi")
+        .join(has_one_then, on="user_id", how="anti")
+        .with_columns(event_timestamp=at)
+    )
+    return pl.concat([carried, from_then])
 
 
 def chunks(histories: pl.LazyFrame, items: ItemVectors, chunk_size: int) -> Iterator[Chunk]:
@@ -156,14 +184,13 @@ def chunks(histories: pl.LazyFrame, items: ItemVectors, chunk_size: int) -> Iter
 
 def hashes(chunk: Chunk, items: ItemVectors) -> list[str | None]:
     """Of the ids of the vectors that each history is made of, in order; None where it has none."""
-    ids = np.where(chunk.rows >= 0, items.ids[chunk.rows], -1) if len(items.ids) else chunk.rows
     found: list[str | None] = []
     end = 0
     for length in chunk.lengths.tolist():
         start, end = end, end + length
-        of_history = ids[start:end]
-        of_history = of_history[of_history >= 0]
-        found.append(hashlib.blake2b(of_history.tobytes(), digest_size=16).hexdigest() if len(of_history) else None)
+        rows = chunk.rows[start:end]
+        rows = rows[rows >= 0]
+        found.append(hashlib.blake2b(items.ids[rows].tobytes(), digest_size=16).hexdigest() if len(rows) else None)
     return found
 
 
