@@ -13,7 +13,7 @@ Letters: B users, n items of a history, L tokens of a packed row, K read-outs of
 """
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from embedders.histories import PADDING
 
-Array = TypeVar("Array", NDArray[np.int64], Tensor)
+Array = TypeVar("Array", NDArray[Any], Tensor)
 
 ITEM, READ_OUT, NOTHING = -1, -2, -3
 """In `Packed.token_BL`: an item of the history, [INT], padding. Every other number is a token of the vocabulary."""
