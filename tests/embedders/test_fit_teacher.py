@@ -1,6 +1,6 @@
 """A tiny model learns twenty pairs by heart, and then says and scores what it learnt."""
 
-import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -232,14 +232,14 @@ def test_a_loss_that_is_no_number_stops_the_fit(make_lm: Callable[..., CausalLM]
         fit_teacher(lm, twenty()[:2], TeacherSettings())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="peft is installed")
-def test_adapters_without_their_package_say_what_to_install(make_lm: Callable[..., CausalLM]):
+def test_adapters_without_their_package_say_what_to_install(
+    make_lm: Callable[..., CausalLM], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "peft", None)  # as Python marks a package that cannot be imported
     with pytest.raises(ValueError, match="pip install peft"):
         fit_teacher(make_lm(), twenty()[:2], TeacherSettings(low_rank=4))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-@pytest.mark.filterwarnings("ignore")
 def test_adapters_learn_are_added_into_the_weights_and_resume_in_the_same_bits(make_lm: Callable[..., CausalLM]):
     kept: list[dict[str, Any]] = []
     changes: dict[str, Any] = {"low_rank": 4, "learning_rate": 1e-2}
