@@ -25,6 +25,7 @@ from embedders.contrastive import (
     sample_positions,
     sampled_softmax_loss,
 )
+from embedders.health import UNMEASURED, VectorHealth
 from embedders.histories import PADDING, Cut, CutBatch, Passes, Sequences
 from embedders.learn import LearnNetwork
 
@@ -80,6 +81,10 @@ class EpochRow(NamedTuple):
     epoch: int
     train_loss: float
     validation_recall: float | None
+    participation_ratio: float | None
+    effective_rank: float | None
+    uniformity: float | None
+    alignment: float | None
     seconds: float
     is_best: bool
 
@@ -116,6 +121,7 @@ def fit_learn(
     *,
     num_items: int,
     validate: Callable[[], float] | None = None,
+    measure: Callable[[], VectorHealth] | None = None,
     watch: Watch | None = None,
     stopwatch: Callable[[], float] = time.perf_counter,
 ) -> tuple[EpochRow, ...]:
@@ -131,6 +137,7 @@ def fit_learn(
         settings: how.
         num_items: N, of the catalogue: what full_softmax and next_item compare with.
         validate: recall of held-out targets under the network as it is (in eval mode); higher is better.
+        measure: health of held-out users' vectors under the network as it is; decides nothing.
         watch: hears of progress.
         stopwatch: seconds from any origin.
 
@@ -178,7 +185,8 @@ def fit_learn(
         if recall is None or recall > state.best_recall:
             state.best_recall, state.best_epoch = -float("inf") if recall is None else recall, state.epoch
             state.best_weights = {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()}
-        row = EpochRow(state.epoch, train_loss, recall, stopwatch() - started, is_best=False)
+        health = UNMEASURED if measure is None else measure()
+        row = EpochRow(state.epoch, train_loss, recall, *health, seconds=stopwatch() - started, is_best=False)
         state.curve = (*state.curve, row)
         state.epoch += 1
         watch.on_epoch(row)

@@ -47,6 +47,9 @@ class VectorHealth(NamedTuple):
     alignment: float | None
 
 
+UNMEASURED = VectorHealth(None, None, None, None)
+
+
 def vector_health(users_ND: NDArray[np.float32], targets_ND: NDArray[np.float32], *, seed: int = 0) -> VectorHealth:
     """All four measures of user vectors, each beside the vector of an item that its user went on to want.
 

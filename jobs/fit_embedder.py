@@ -2,6 +2,7 @@
 
 reads   impressions, item_content_embeddings
 writes  embedder_curves     one row per (method, epoch); its manifest names the model and the folder of its weights
+        learn_attention     one row per (moment, layer, head): where its user tower attends, before and after
         embedders/learn     the model, and the checkpoint of one that is being trained
 
 Point in time: the model sees the interactions before `trained_through` and the content vectors known then, and none of
@@ -17,7 +18,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,16 +27,17 @@ import polars as pl
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from embedders.fingerprint import Fingerprint
-from feature_repo.table_schemas import EmbedderCurves, Impressions, ItemContentEmbeddings
+from feature_repo.table_schemas import EmbedderCurves, Impressions, ItemContentEmbeddings, LearnAttention
 from jobs.content_vectors import content_keys, known_rows, newest_known
 from jobs.fitted_embedder import fitted_learn
 from jobs.interaction_sequences import InteractionLog, LogSpan, open_log
 from jobs.lake import Lake
+from jobs.training_window import how_far_moved, trained_through, why_anew
 
 logger = logging.getLogger(__name__)
 
 READS: tuple[type[dy.Schema], ...] = (Impressions, ItemContentEmbeddings)
-WRITES: tuple[type[dy.Schema], ...] = (EmbedderCurves,)
+WRITES: tuple[type[dy.Schema], ...] = (EmbedderCurves, LearnAttention)
 
 LEAST_USERS = 50
 """With fewer there are too few negatives for any batch to teach much [NF->P]."""
@@ -124,6 +126,7 @@ def run(lake: Lake, config: Config) -> None:
         ValueError: no content vectors; the log is too short, or too few users have done enough.
     """
     if not config.enabled:
+        lake.write(LearnAttention, LearnAttention.create_empty())
         lake.write(EmbedderCurves, EmbedderCurves.create_empty())
         logger.info("fit_embedder: not enabled, this lake does without LEARN")
         return
@@ -141,40 +144,23 @@ def run(lake: Lake, config: Config) -> None:
         if span is None:
             raise ValueError("fit_embedder: there are no impressions; ingest a log first")
         encoder = Fingerprint.from_tags(content.fingerprint)
-        through = _trained_through(config, span, lake.now())
+        through = trained_through(
+            span,
+            lake.now(),
+            time=config.trained_through,
+            share=config.trained_share,
+            step="fit_embedder",
+            way_out=WITHOUT_LEARN,
+        )
         if _is_still_right(lake, config, log, span, encoder, through):
+            if not lake.exists(LearnAttention):  # the model is older than this table
+                lake.write(LearnAttention, LearnAttention.create_empty())
             return
         inputs = training_inputs(lake, config, log, span, encoder, through)
         # torch takes seconds to import, and whoever lists the steps imports this file
         from jobs.learn_training import train_learn
 
         train_learn(lake, config, log, inputs, Path(scratch))
-
-
-def _trained_through(config: Config, span: LogSpan, now: datetime) -> datetime:
-    """The time before which interactions are learnt from.
-
-    Raises:
-        ValueError: it is before the log, or in the future.
-    """
-    period = f"the log covers {span.first:%Y-%m-%d %H:%M} to {span.last:%Y-%m-%d %H:%M} UTC"
-    if config.trained_through is not None:
-        through = config.trained_through.astimezone(timezone.utc)
-        if not span.first < through <= now:
-            raise ValueError(
-                f"fit_embedder: trained_through = {through:%Y-%m-%d %H:%M} UTC, but {period} and now is "
-                f"{now:%Y-%m-%d %H:%M}.\n  what to do: name a time after the log begins that is not in the future"
-            )
-        return through
-    at = span.first + config.trained_share * (span.last - span.first)
-    through = at.astimezone(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
-    if through <= span.first:
-        raise ValueError(
-            f"fit_embedder: {period}, and {config.trained_share:.0%} of it ends before the first midnight, so there is "
-            "nothing to learn from.\n  what to do: ingest more days, raise trained_share, name a time (trained_through)"
-            f", or {WITHOUT_LEARN}"
-        )
-    return through
 
 
 def training_inputs(
@@ -206,23 +192,21 @@ def _is_still_right(
     fitted = fitted_learn(lake) if lake.exists(EmbedderCurves) else None
     if fitted is None:
         return False
-    metadata = lake.manifest(EmbedderCurves).metadata
-    moved = through - fitted.trained_through
+    why = why_anew(
+        fitted,
+        lake.manifest(EmbedderCurves).metadata,
+        json.loads(json.dumps(config.settings())),
+        through=through,
+        refit_after_days=config.refit_after_days if config.trained_through is None else None,
+        digest_through=lambda then: training_inputs(lake, config, log, span, content, then).digest,
+        seen="interactions or content vectors",
+    )
     then = f"{fitted.trained_through:%Y-%m-%d %H:%M}"
-    settings = json.loads(json.dumps(config.settings()))
-    if changed := sorted(name for name in settings if metadata["settings"].get(name) != settings[name]):
-        why = f"{', '.join(changed)} changed"
-    elif moved and config.trained_through is None and abs(moved) >= timedelta(days=config.refit_after_days):
-        why = f"the cut has moved by {moved.days} days, to {through:%Y-%m-%d} (refit_after_days)"
-    elif not fitted.is_whole():
-        why = f"its files in {fitted.folder} are gone or changed"
-    elif training_inputs(lake, config, log, span, content, fitted.trained_through).digest != metadata["inputs"]:
-        why = f"interactions or content vectors before {then} have changed"
-    else:
+    if why is None:
         logger.info(
             "fit_embedder: kept: the model trained through %s has seen the same interactions and content%s",
             then,
-            f"; the cut has moved by {moved.days} of {config.refit_after_days} days" if moved else "",
+            how_far_moved(fitted, through, config.refit_after_days),
         )
         return True
     logger.info("fit_embedder: the model trained through %s is trained anew: %s", then, why)

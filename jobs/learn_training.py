@@ -20,13 +20,13 @@ from embedders.fit_learn import EpochRow, LearnSettings, Watch, fit_learn
 from embedders.histories import Cut, Sequences
 from embedders.learn import SHAPES, FrozenContent, LearnNetwork
 from embedders.learn_model import LearnModel
-from embedders.retrieval import retrieval_metrics
-from feature_repo.table_schemas import EmbedderCurves
+from feature_repo.table_schemas import EmbedderCurves, LearnAttention
 from jobs.content_vectors import copy_vectors
 from jobs.fit_embedder import LEAST_USERS, WITHOUT_LEARN, Config, TrainingInputs
 from jobs.fitted_embedder import MODELS, sha256_of_model
-from jobs.interaction_sequences import LEAST_INTERACTIONS, HeldOut, InteractionCounts, InteractionLog
+from jobs.interaction_sequences import LEAST_INTERACTIONS, InteractionCounts, InteractionLog
 from jobs.lake import Lake
+from jobs.learn_validation import HeldOutUsers
 from jobs.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -63,16 +63,21 @@ def train_learn(lake: Lake, config: Config, log: InteractionLog, inputs: Trainin
     with (scratch / "content.f32").open("w+b") as file:
         content_NC = copy_vectors(lake, file, inputs.content.dimension, catalogue.get_column("row").to_numpy())
         network = _network(config, content_NC)
-        held_out = log.held_out(
+        users = log.held_out(
             inputs.validate_from,
             inputs.trained_through,
             most_users=MOST_VALIDATION_USERS,
             most_history=network.shape.max_history,
             seed=config.seed,
         )
-        curve = _fit(lake, config, inputs, network, train, content_NC[: len(catalogue)], held_out)
+        known_NC = content_NC[: len(catalogue)]
+        held_out = HeldOutUsers(network, known_NC, users, recall_at=config.recall_at, seed=config.seed)
+        untouched = held_out.attention("untouched")
+        curve = _fit(lake, config, inputs, network, train, known_NC, held_out)
+        attention = pl.concat([untouched, held_out.attention("fitted")])
     if PartialState().is_main_process:
-        _put_in_place(lake, config, inputs, LearnModel(network), curve, counts, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        _put_in_place(lake, config, inputs, LearnModel(network), curve, attention, counts, seconds)
     PartialState().wait_for_everyone()
 
 
@@ -109,12 +114,13 @@ def _fit(
     network: LearnNetwork,
     train: Sequences,
     content_NC: NDArray[np.float32],
-    held_out: HeldOut,
+    held_out: HeldOutUsers,
 ) -> tuple[EpochRow, ...]:
     """Train the network in place, going on from a killed run's last epoch."""
     unfinished = lake.folder(MODELS) / UNFINISHED
     identity = json.loads(json.dumps({"inputs": inputs.digest, "settings": config.settings()}))
     identity["trained_through"] = inputs.trained_through.isoformat()
+    identity["curve"] = list(EpochRow._fields)  # a checkpoint of a version that measured less is not gone on from
     resume_from, epochs_done = None, 0
     if unfinished.exists():
         checkpoint = torch.load(unfinished, weights_only=True)
@@ -127,15 +133,6 @@ def _fit(
         torch.save({"identity": identity, "state": state}, aside)
         aside.replace(unfinished)
 
-    def recall() -> float:
-        model = LearnModel(network)
-        users = model.user_vectors(content_NC, held_out.history_rows_T, held_out.history_lengths_U)
-        items_ND = model.item_vectors(content_NC)
-        at_k = retrieval_metrics(users.vectors, items_ND, held_out.targets, cutoffs=(config.recall_at,), ties="mid")
-        found = at_k.at(config.recall_at).recall
-        assert found is not None, "every held-out user has a target"
-        return found
-
     def on_epoch(row: EpochRow) -> None:
         recall_text = "" if row.validation_recall is None else f", R@{config.recall_at} {row.validation_recall:.4f}"
         logger.info(
@@ -147,8 +144,7 @@ def _fit(
             row.seconds,
         )
 
-    num_held_out = len(held_out.targets)
-    if num_held_out == 0:
+    if not held_out:
         logger.warning("fit_embedder: no user has clicks on both sides of the validation cut: all epochs are trained")
     with progress_bar("fit_embedder: learn", total=config.epochs * len(train), unit="users") as advance:
         advance(epochs_done * len(train))
@@ -167,7 +163,8 @@ def _fit(
                 seed=config.seed,
             ),
             num_items=len(content_NC),
-            validate=recall if num_held_out else None,
+            validate=held_out.recall if held_out else None,
+            measure=held_out.health if held_out else None,
             watch=Watch(on_users=advance, on_epoch=on_epoch, on_checkpoint=keep, resume_from=resume_from),
         )
 
@@ -178,10 +175,11 @@ def _put_in_place(
     inputs: TrainingInputs,
     model: LearnModel,
     curve: tuple[EpochRow, ...],
+    attention: pl.DataFrame,
     counts: InteractionCounts,
     seconds: float,
 ) -> None:
-    """Write the model into a folder of its own, then the table that names it, then remove what was there before."""
+    """Write the model into a folder of its own, then the tables about it, then remove what was there before."""
     models = lake.folder(MODELS)
     weights_sha256 = model.weights_sha256()
     through = inputs.trained_through.isoformat()
@@ -195,6 +193,7 @@ def _put_in_place(
         (Path(aside) / name).rename(models / name)
     best = next(row for row in curve if row.is_best)
     frame = pl.DataFrame([{"method": METHOD, **row._asdict()} for row in curve], schema=_curve_types())
+    lake.write(LearnAttention, attention, metadata={"folder": f"{MODELS}/{name}"})
     lake.write(
         EmbedderCurves,
         frame,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from embedders.fit_learn import EpochRow, LearnSettings, Objective, Watch, fit_learn
+from embedders.health import UNMEASURED, VectorHealth
 from embedders.histories import Cut, Sequences
 from embedders.learn import SHAPES, FrozenContent, IdTable, LearnNetwork, LearnShape
 
@@ -132,6 +133,24 @@ def test_it_stops_when_validation_no_longer_gains_and_keeps_the_best_weights() -
     assert [row.validation_recall for row in curve] == [0.1, 0.3, 0.2, 0.25]
     assert [row.is_best for row in curve] == [False, True, False, False]
     assert all(torch.equal(weight, seen[1][name]) for name, weight in network.state_dict().items())
+
+
+def test_what_is_measured_is_told_and_changes_nothing() -> None:
+    plain, curve = fitted()
+    healths = [VectorHealth(1.0, 2.0, -0.5, 0.25 * epoch) for epoch in range(4)]
+    remaining = iter(healths)
+    network = make()
+    measured = fit_learn(
+        network,
+        world(),
+        LearnSettings(epochs=4, batch_size=32),
+        num_items=NUM_ITEMS,
+        measure=lambda: next(remaining),
+        stopwatch=lambda: 0.0,
+    )
+    assert same(plain, network)
+    assert [VectorHealth(*row[3:7]) for row in measured] == healths
+    assert [row._replace(**UNMEASURED._asdict()) for row in measured] == list(curve)
 
 
 def test_progress_is_told_and_counts_every_user() -> None:

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedders.fingerprint import Fingerprint
-from feature_repo.table_schemas import EmbedderCurves, Impressions, ItemContentEmbeddings
+from feature_repo.table_schemas import EmbedderCurves, Impressions, ItemContentEmbeddings, LearnAttention
 from jobs import fit_embedder
 from jobs.fit_embedder import Config
 from jobs.fitted_embedder import fitted_learn
@@ -75,6 +75,36 @@ def test_held_out_items_are_found_by_what_their_text_says(fitted_lake: Lake):
     assert best["validation_recall"] > 0.4  # 10 of 40 by chance: 0.25; all of them even or odd as they should: 0.5
 
 
+def test_every_epoch_says_how_users_spread_and_how_near_they_are_to_what_they_wanted(fitted_lake: Lake):
+    curve = fitted_lake.read(EmbedderCurves)
+    assert curve.null_count().sum_horizontal().item() == 0
+    assert curve.get_column("participation_ratio").is_between(1.0, 16.0).all()
+    assert (curve["effective_rank"] >= curve["participation_ratio"] - 1e-9).all()
+    assert curve.get_column("uniformity").is_between(-4.1, 0.0).all()
+    assert curve["alignment"][-1] < curve["alignment"][0]  # users move towards what they want
+
+
+def test_where_the_user_tower_attends_is_told_before_training_and_after(fitted_lake: Lake):
+    attention = fitted_lake.read(LearnAttention)
+    assert attention.select("moment", "layer", "head").rows() == [
+        (moment, 1, head) for moment in ("untouched", "fitted") for head in (1, 2)
+    ]
+    assert attention["column_means"].list.len().unique().to_list() == [7]  # the longest history held out
+    before, after = attention.partition_by("moment", include_key=False)
+    assert not before.equals(after)
+    assert (
+        fitted_lake.manifest(LearnAttention).metadata["folder"]
+        == (fitted_lake.manifest(EmbedderCurves).metadata["folder"])
+    )
+
+
+def test_a_model_older_than_the_table_of_its_attention_is_kept(learn_lake: Lake):
+    before = learn_lake.manifest(EmbedderCurves)
+    shutil.rmtree(learn_lake.root / "learn_attention")
+    assert fit(learn_lake) == before
+    assert learn_lake.manifest(LearnAttention).rows == 0
+
+
 def test_the_manifest_names_the_model_its_time_and_its_encoder(fitted_lake: Lake):
     manifest = fitted_lake.manifest(EmbedderCurves)
     encoder = Fingerprint.from_tags(fitted_lake.manifest(ItemContentEmbeddings).fingerprint)
@@ -102,6 +132,8 @@ def test_the_log_line_accounts_for_every_click(learn_lake: Lake, caplog: pytest.
     )
     assert learn_lake.read(EmbedderCurves).get_column("validation_recall").is_null().all()
     assert learn_lake.read(EmbedderCurves).get_column("is_best").to_list() == [False] * 7 + [True]
+    assert learn_lake.read(EmbedderCurves).get_column("effective_rank").is_null().all()
+    assert learn_lake.manifest(LearnAttention).rows == 0
 
 
 def test_nothing_that_comes_later_changes_the_model(learn_lake: Lake):
@@ -213,6 +245,7 @@ def killed_in_epoch(lake: Lake, epoch: int, **changes: object) -> None:
 def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_model(learn_lake: Lake, caplog: pytest.LogCaptureFixture):
     before = learn_lake.manifest(EmbedderCurves).fingerprint
     curve = learn_lake.read(EmbedderCurves).drop("seconds")
+    attention = learn_lake.read(LearnAttention)
     without_model(learn_lake)
     with caplog.at_level(logging.INFO):
         killed_in_epoch(learn_lake, 4)
@@ -220,6 +253,7 @@ def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_model(learn_lake: 
         assert fit(learn_lake).fingerprint == before
     assert "goes on after epoch 3" in caplog.text
     assert learn_lake.read(EmbedderCurves).drop("seconds").equals(curve)
+    assert learn_lake.read(LearnAttention).equals(attention)
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(learn_lake: Lake, caplog: pytest.LogCaptureFixture):
@@ -267,6 +301,7 @@ def test_a_lake_may_do_without_learn_and_come_back_to_it(learn_lake: Lake):
     left_out = fit(learn_lake, enabled=False)
     assert (left_out.rows, left_out.fingerprint) == (0, {})
     assert fitted_learn(learn_lake) is None
+    assert learn_lake.manifest(LearnAttention).rows == 0
     assert fit(learn_lake).fingerprint == before
 
 
