@@ -28,12 +28,13 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 INTERACTIONS = """
     CREATE VIEW interactions AS
-    SELECT user_id, item_id, impression_id, event_timestamp FROM impressions WHERE clicked AND NOT is_sampled
+    SELECT user_id, item_id, impression_id, event_timestamp, request_id, query_id
+    FROM impressions WHERE clicked AND NOT is_sampled
 """
 
 KNOWN_INTERACTIONS = """
     CREATE VIEW known_interactions AS
-    SELECT user_id, catalogue.row AS item, epoch_us(event_timestamp) AS time, impression_id
+    SELECT user_id, catalogue.row AS item, epoch_us(event_timestamp) AS time, impression_id, request_id, query_id
     FROM interactions JOIN catalogue USING (item_id)
 """
 
@@ -52,6 +53,7 @@ class InteractionCounts(NamedTuple):
         interactions: all of them.
         without_vector: dropped, as their item has no content vector.
         alone: dropped, as it is its user's only one.
+        left_out: dropped, as their user is not in the sample.
         users: users that are learnt from.
         learnt_from: their interactions.
     """
@@ -59,6 +61,7 @@ class InteractionCounts(NamedTuple):
     interactions: int
     without_vector: int
     alone: int
+    left_out: int
     users: int
     learnt_from: int
 
@@ -78,24 +81,28 @@ class HeldOut(NamedTuple):
 
 
 class InteractionLog:
-    """The clicks of a lake, in DuckDB. See `open_log`."""
+    """The clicks of a lake, in DuckDB. See `open_log`.
+
+    Attributes:
+        connection: to views `impressions`, `interactions` and, once there is a catalogue, `known_interactions`.
+    """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, *, is_empty: bool) -> None:
-        self._connection = connection
+        self.connection = connection
         self._is_empty = is_empty
 
     def span(self) -> LogSpan | None:
         """None where there is no impression."""
         if self._is_empty:
             return None
-        first, last = self._connection.execute(
+        first, last = self.connection.execute(
             "SELECT min(event_timestamp), max(event_timestamp) FROM impressions"
         ).fetchall()[0]
         return LogSpan(first, last)
 
     def digest(self, before: datetime) -> str:
         """Identity of the interactions before a time, whatever order and shards they lie in."""
-        count, total = self._connection.execute(
+        count, total = self.connection.execute(
             """SELECT count(*), coalesce(sum(md5_number_lower(
                 concat_ws(chr(31), user_id, item_id, impression_id, epoch_us(event_timestamp)::VARCHAR))::HUGEINT), 0)
             FROM interactions WHERE event_timestamp < $before""",
@@ -106,23 +113,41 @@ class InteractionLog:
     def use_catalogue(self, item_ids: pl.Series) -> None:
         """Number the items: an interaction with one that is not there is dropped (and counted)."""
         catalogue = pl.DataFrame({"item_id": item_ids, "row": np.arange(len(item_ids), dtype=np.int32)})
-        self._connection.register("catalogue", catalogue.to_arrow())
-        self._connection.execute(KNOWN_INTERACTIONS)
+        self.connection.register("catalogue", catalogue.to_arrow())
+        self.connection.execute(KNOWN_INTERACTIONS)
 
-    def counts(self, before: datetime) -> InteractionCounts:
-        """What becomes of the interactions before a time."""
-        interactions = self._connection.execute(
+    def counts(self, before: datetime, *, most_users: int | None = None, seed: int = 0) -> InteractionCounts:
+        """Choose the users that are learnt from, and see what becomes of the interactions before a time.
+
+        Args:
+            before: later interactions are not seen.
+            most_users: size of a sample of the users that have done enough; None: all of them.
+            seed: of the sample; the same one draws the same users.
+        """
+        sample = "" if most_users is None else "ORDER BY md5($seed || user_id), user_id LIMIT $most_users"
+        told = {} if most_users is None else {"seed": str(seed), "most_users": most_users}
+        self.connection.execute(
+            f"""CREATE OR REPLACE TEMP TABLE learnt_users AS
+            SELECT user_id FROM known_interactions WHERE time < $before GROUP BY user_id HAVING count(*) >= $least
+            {sample}""",
+            {"before": microseconds(before), "least": LEAST_INTERACTIONS, **told},
+        )
+        interactions = self.connection.execute(
             "SELECT count(*) FROM interactions WHERE event_timestamp < $before", {"before": before}
         ).fetchall()[0][0]
-        known, users, learnt_from = self._connection.execute(
-            """SELECT coalesce(sum(n), 0), count(*) FILTER (n >= $least), coalesce(sum(n) FILTER (n >= $least), 0)
-            FROM (SELECT count(*) AS n FROM known_interactions WHERE time < $before GROUP BY user_id)""",
+        known, alone, users, learnt_from = self.connection.execute(
+            """WITH each AS (
+                SELECT user_id, count(*) AS n FROM known_interactions WHERE time < $before GROUP BY user_id)
+            SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (n < $least), 0), count(learnt_users.user_id),
+                coalesce(sum(n) FILTER (learnt_users.user_id IS NOT NULL), 0)
+            FROM each LEFT JOIN learnt_users USING (user_id)""",
             {"before": microseconds(before), "least": LEAST_INTERACTIONS},
         ).fetchall()[0]
         return InteractionCounts(
             interactions=interactions,
             without_vector=interactions - int(known),
-            alone=int(known) - int(learnt_from),
+            alone=int(alone),
+            left_out=int(known) - int(alone) - int(learnt_from),
             users=users,
             learnt_from=int(learnt_from),
         )
@@ -133,7 +158,7 @@ class InteractionLog:
         Args:
             folder: for the arrays.
             before: later interactions are not seen.
-            counts: of the same time.
+            counts: the latest, of the same time: it chose the users.
         """
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -143,11 +168,10 @@ class InteractionLog:
         items = array("items", np.int32, counts.learnt_from)
         times = array("times", np.int64, counts.learnt_from)
         offsets = array("offsets", np.int64, counts.users + 1)
-        reader = self._connection.execute(
-            """SELECT user_id, item, time FROM known_interactions SEMI JOIN (
-                SELECT user_id FROM known_interactions WHERE time < $before GROUP BY user_id HAVING count(*) >= $least
-            ) USING (user_id) WHERE time < $before ORDER BY user_id, time, impression_id""",
-            {"before": microseconds(before), "least": LEAST_INTERACTIONS},
+        reader = self.connection.execute(
+            """SELECT user_id, item, time FROM known_interactions SEMI JOIN learnt_users USING (user_id)
+            WHERE time < $before ORDER BY user_id, time, impression_id""",
+            {"before": microseconds(before)},
         ).to_arrow_reader(INTERACTIONS_AT_ONCE)
         position, number, last_user = 0, 0, None
         for arrow in reader:
@@ -174,7 +198,7 @@ class InteractionLog:
             most_history: of a longer history the newest.
             seed: of the sample.
         """
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             """WITH chosen AS (
                 SELECT user_id FROM known_interactions WHERE time < $end GROUP BY user_id
                 HAVING min(time) < $cut AND max(time) >= $cut ORDER BY md5($seed || user_id), user_id LIMIT $most_users)
