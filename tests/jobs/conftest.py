@@ -1,19 +1,31 @@
-"""A server that speaks the OpenAI protocol, as far as a relevance teacher needs it; real HTTP, no model behind it."""
+"""A server that speaks the OpenAI protocol, as far as a relevance teacher needs it (real HTTP, no model behind it); and
+a lake with a KARMA of random weights."""
 
+import datetime as dt
 import hashlib
 import json
 import math
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
 import pytest
 
 from embedders.built_chains import built_chain
+from embedders.fingerprint import Fingerprint
 from embedders.relevance_prompts import QueryItem
+from feature_repo import table_schemas as tables
+from jobs.lake import Lake
+
+if TYPE_CHECKING:
+    from embedders.causal_lm import CausalLM
 
 Fault = Callable[["CompletionServer", dict[str, Any]], tuple[int, dict[str, str], Any]]
 """What the server does instead of answering: status, headers, body."""
@@ -185,3 +197,76 @@ def completion_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompletionSer
     server = CompletionServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def random_karma_lake(
+    fitted_lake: Lake, make_lm: "Callable[..., CausalLM]", tmp_path_factory: pytest.TempPathFactory
+) -> Lake:
+    """`fitted_lake` with titles, pictures and a KARMA of random weights that counts as trained on the first 19 days.
+
+    Read only: copy to change. Image vectors (4 wide): of i00 to i19 from day 0 on; another of i05 from day 27 on
+    (vector 100), the first of i30 from day 33 on (30); i43 has a picture and no text.
+    """
+    from embedders.karma import KarmaNetwork  # torch takes seconds to import
+    from embedders.karma_decoder import KarmaDecoder
+    from embedders.karma_features import FrozenFeatures
+    from embedders.karma_model import KarmaModel
+    from embedders.karma_towers import KarmaShape
+    from jobs.fitted_embedder import sha256_of_model
+
+    root = tmp_path_factory.mktemp("random_karma") / "lake"
+    shutil.copytree(fitted_lake.root, root, symlinks=True)
+    lake = Lake(root, now=fitted_lake.now)
+    start, day = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc), dt.timedelta(days=1)
+    named = pl.DataFrame({"item_id": [f"i{n:02}" for n in range(42)]}).with_columns(
+        title=pl.format("{} chair i{}", pl.Series(["red", "blue"] * 21), pl.int_range(42)),
+        event_timestamp=pl.lit(start),
+        created_timestamp=pl.lit(start),
+    )
+    lake.write(tables.Items, pl.concat([tables.Items.create_empty(), named], how="diagonal_relaxed"))
+
+    rng = np.random.default_rng(7)
+    seen = [(f"i{n:02}", 0, n) for n in range(20)] + [("i05", 27, 100), ("i30", 33, 30), ("i43", 0, 43)]
+    drawn = rng.normal(size=(len(seen), 4))
+    images = pl.DataFrame(
+        {
+            "item_id": [item for item, *_ in seen],
+            "event_timestamp": [start + known * day for _, known, _ in seen],
+            "created_timestamp": [start + known * day for _, known, _ in seen],
+            "item_image_vector_id": [number for *_, number in seen],
+            "item_image_embedding": (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).tolist(),
+            "item_image_hash": [str(number) for *_, number in seen],
+        },
+        schema_overrides={"item_image_embedding": pl.List(pl.Float32)},
+    )
+    pictures = Fingerprint("pixels", "p", "none", "none", "mean", 4, "l2", "float32")
+    lake.write(tables.ItemImageEmbeddings, images, fingerprint=pictures.as_tags())
+
+    features = FrozenFeatures(np.empty((0, 8), np.float32), np.empty((0, 4), np.float32))
+    network = KarmaNetwork(make_lm(), features, KarmaShape(output_dim=12, item_hidden=16))
+    model = KarmaModel.of_network(network)
+    folder = lake.root / "embedders" / "karma" / "random"
+    model.save(folder / "serving")
+    KarmaDecoder.of_network(network).save(folder / "decoder")
+    content = Fingerprint.from_tags(lake.manifest(tables.ItemContentEmbeddings).fingerprint)
+    through = (start + 19 * day).isoformat()
+    identity = content.of_karma(pictures, weights_sha256=model.weights_sha256(), dimension=12, trained_through=through)
+    told = {
+        name: {"folder": f"embedders/karma/random/{name}", "files_sha256": sha256_of_model(folder / name)}
+        for name in ("serving", "decoder")
+    }
+    lake.write(
+        tables.KarmaCurves,
+        tables.KarmaCurves.create_empty(),
+        fingerprint=identity.as_tags(),
+        metadata={**told, "uses_images": True},
+    )
+    return lake
+
+
+@pytest.fixture
+def karma_lake(random_karma_lake: Lake, tmp_path: Path) -> Lake:
+    """A copy of `random_karma_lake`, to be changed."""
+    shutil.copytree(random_karma_lake.root, tmp_path / "karma_lake", symlinks=True)
+    return Lake(tmp_path / "karma_lake", now=random_karma_lake.now)
