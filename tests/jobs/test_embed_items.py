@@ -22,6 +22,7 @@ from embedders.fingerprint import Fingerprint
 from embedders.prompts import PROMPTS
 from feature_repo.table_schemas import ItemContentEmbeddings, Items
 from jobs import embed_items
+from jobs.dated_vectors import NUM_CANARIES
 from jobs.lake import Lake, TableError
 
 T = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc)
@@ -130,7 +131,7 @@ def test_one_edited_text_in_a_hundred_is_encoded_alone(lake: Lake):
     write_items(lake, titles)
     backbone = embed(lake, WordBackbone())
     assert lake.manifest(ItemContentEmbeddings).rows == 202
-    assert len(backbone.encoded) == embed_items.NUM_CANARIES + 2
+    assert len(backbone.encoded) == NUM_CANARIES + 2
     assert [text for text in backbone.encoded if "another" in text] == backbone.encoded[-2:]
 
 
@@ -250,7 +251,7 @@ def test_an_encoder_that_drifted_under_its_old_name_is_stopped_before_it_writes(
     before = lake.manifest(ItemContentEmbeddings)
     write_items(lake, ["tent", "bag", "stove"])
     with pytest.raises(
-        ValueError, match=r"(?s)2 of 2 canary texts no longer give.*stored: words.*now:    words.*what to do: install"
+        ValueError, match=r"(?s)2 of 2 canary items no longer give.*stored: words.*now:    words.*what to do: install"
     ):
         embed(lake, WordBackbone(seed=1))
     assert lake.manifest(ItemContentEmbeddings) == before
