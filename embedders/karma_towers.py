@@ -59,9 +59,9 @@ class KarmaTowers(nn.Module):
         self.features = StandardFeatures(features)
         embedding_VD = language_model.get_input_embeddings().weight.detach().float()
         width, feature_dim = embedding_VD.shape[1], self.features.width
-        scaled = nn.RMSNorm(width)  # to the size of the model's own token embeddings
-        nn.init.constant_(scaled.weight, float(embedding_VD.square().mean().sqrt()))
-        self.adapter = nn.Sequential(nn.Linear(feature_dim, width), nn.GELU(), nn.Linear(width, width), scaled)
+        self.adapter = nn.Sequential(nn.Linear(feature_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.adapter_norm = nn.RMSNorm(width)  # to the size of the model's own token embeddings
+        nn.init.constant_(self.adapter_norm.weight, float(embedding_VD.square().mean().sqrt()))
         self.read_out_D = nn.Parameter(embedding_VD.mean(dim=0))
         self.user_norm = nn.RMSNorm(width)
         self.user_head = nn.Linear(width, shape.output_dim, bias=False)
@@ -90,6 +90,11 @@ class KarmaTowers(nn.Module):
             vectors = vectors + self.shortcut(features).float()
         return functional.normalize(vectors, dim=-1)
 
+    def item_tokens(self, rows: Tensor) -> Tensor:
+        """What the language model reads of catalogue rows, [..., D]: one token an item."""
+        tokens: Tensor = self.adapter_norm(self.adapter(self.features(rows)).float())
+        return tokens
+
     def users(self, packed: Packed) -> Tensor:
         """h of every read-out, [K, d] unit norm: what serving uses."""
         return self.read_out(packed, self.states(packed))[1]
@@ -109,7 +114,7 @@ class KarmaTowers(nn.Module):
         embedded_BLD = self.language_model.get_input_embeddings()(token_BL.clamp_min(0))
         rows = packed.item_BL[packed.is_history].to(device)
         embedded_BLD = embedded_BLD.masked_scatter(
-            (token_BL == ITEM).unsqueeze(-1), self.adapter(self.features(rows)).to(embedded_BLD.dtype)
+            (token_BL == ITEM).unsqueeze(-1), self.item_tokens(rows).to(embedded_BLD.dtype)
         )
         is_read_out_BL1 = (token_BL == READ_OUT).unsqueeze(-1)
         embedded_BLD = torch.where(is_read_out_BL1, self.read_out_D.to(embedded_BLD.dtype), embedded_BLD)

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
+from amazon_sequences import DATA, MAX_HISTORY, Split, sequences_of, split_multi, split_next
 from numpy.typing import NDArray
 
 from embedders.fit_learn import LearnSettings, Objective, Watch, fit_learn
@@ -35,22 +35,8 @@ from embedders.interests import mean_of_history
 from embedders.learn import FrozenContent, IdTable, ItemTower, LearnNetwork, LearnShape
 from embedders.retrieval import RetrievalMetrics, retrieval_metrics
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-MAX_HISTORY = 50
 LEARNING_RATES = (1e-3, 3e-4, 3e-3)
 CUTOFFS = (10, 50, 100, 200)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of the catalogue: what trains, and who is asked what."""
-
-    num_items: int
-    train: Sequences
-    validation_history: Sequences
-    validation_targets: Sequences
-    test_history: Sequences
-    test_targets: Sequences
 
 
 @dataclass(frozen=True)
@@ -103,62 +89,6 @@ def variants_of(protocol: str, llm: str) -> dict[str, Variant]:
     found[f"{llm}, tower (a)"] = Variant(llm, "dense", "sequence")
     found["minilm, tower (a), residual"] = Variant("minilm", "dense", "sequence", residual=True)
     return found
-
-
-def sequences_of(data: str) -> tuple[list[list[int]], int]:
-    """Every user's items, oldest first, as rows of the catalogue; and the size of the catalogue."""
-    if data == "games":
-        folder = DATA / "amazon_games_llmrank"
-        items, frame = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "sequences.parquet")
-        whole = frame.select(pl.concat_list("item_id_list", "item_id")).to_series()
-    else:
-        name = {"industrial": "Industrial_and_Scientific", "office": "Office_Products"}[data]
-        folder = DATA / "amazon18_minionerec"
-        items = pl.read_parquet(folder / f"{name}.items.parquet")
-        rows = pl.read_parquet(folder / f"{name}.valid_test.parquet")
-        # a row is a user's last items at one time: the latest row of a user continues the earlier ones
-        in_order = rows.with_columns(is_test=pl.col("split") == "test").sort("is_test", "order_in_split")
-        latest = in_order.group_by("user_id", maintain_order=True).last()
-        whole = latest.select(pl.concat_list("history_item_id", "item_id")).to_series()
-    row_of = {item: row for row, item in enumerate(items["item_id"].to_list())}
-    return [[row_of[item] for item in one] for one in whole.to_list()], len(items)
-
-
-def split_next(users: list[list[int]], num_items: int) -> Split:
-    """Leave one out for the test, one for validation."""
-    tested = [one for one in users if len(one) >= 3]
-    return Split(
-        num_items,
-        train=Sequences.of_lists([one[:-2] for one in tested if len(one) >= 4]),
-        validation_history=Sequences.of_lists([one[:-2] for one in tested]),
-        validation_targets=Sequences.of_lists([one[-2:-1] for one in tested]),
-        test_history=Sequences.of_lists([one[:-1] for one in tested]),
-        test_targets=Sequences.of_lists([one[-1:] for one in tested]),
-    )
-
-
-def split_multi(users: list[list[int]], num_items: int) -> Split:
-    """The last quarter of the longer users are targets."""
-    rng = np.random.default_rng(0)
-    longer = [one for one in users if len(one) >= 8]
-    held_out = rng.random(len(longer)) < 0.05
-    ends = [len(one) - max(2, len(one) // 4) for one in longer]
-    heads, tails = (
-        [one[:end] for one, end in zip(longer, ends, strict=True)],
-        [one[end:] for one, end in zip(longer, ends, strict=True)],
-    )
-
-    def chosen(lists: list[list[int]], mask: NDArray[np.bool_]) -> Sequences:
-        return Sequences.of_lists([one for one, is_in in zip(lists, mask, strict=True) if is_in])
-
-    return Split(
-        num_items,
-        train=Sequences.of_lists([*heads, *(one for one in users if len(one) < 8)]),
-        validation_history=chosen(heads, held_out),
-        validation_targets=chosen(tails, held_out),
-        test_history=chosen(heads, ~held_out),
-        test_targets=chosen(tails, ~held_out),
-    )
 
 
 def user_vectors(network: LearnNetwork, histories: Sequences) -> NDArray[np.float32]:

@@ -110,7 +110,7 @@ def test_a_pass_is_that_of_the_language_model_over_the_same_embeddings_in_a_row(
     row = torch.cat(
         [
             embed(torch.tensor(towers.instruction)),
-            towers.adapter(towers.features(torch.tensor(history))),
+            towers.item_tokens(torch.tensor(history)),
             embed(torch.tensor([*network.query_lead, *QUERIES[0]])),
             towers.read_out_D.unsqueeze(0),
             embed(torch.tensor(TITLES[target])),

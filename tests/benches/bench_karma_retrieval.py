@@ -1,0 +1,377 @@
+"""KARMA's retrieval table on real sequences: what each decoder adds to action alone, and what becomes of the vectors.
+
+    python tests/benches/bench_karma_retrieval.py run industrial --vectors VECTORS --out RUNS
+    python tests/benches/bench_karma_retrieval.py run fashion --lake LAKE --vectors VECTORS --out RUNS
+    python tests/benches/bench_karma_retrieval.py table RUNS/industrial --k 200
+    python tests/benches/bench_karma_retrieval.py curves RUNS/industrial --out collapse.png
+    make bench                                  (a small run of it, to see that it works)
+
+Protocol `next` of `amazon_sequences`: a user's last item is the target, full ranking over the catalogue, history not
+filtered, optimistic ties. All variants train on the same users (a sample by --train-users) for the same epochs, and are
+tested on the same (--test-users). Settings are the same for all but the terms. Each (variant, seed) is a file in RUNS
+and is not run again. Fidelity is JS@50 (`embedders.health.title_similarity`).
+
+`fashion` is a lake with simulated behaviour on real titles and pictures (`tailrank ingest fashion_traffic`), with
+queries and with slates whose other items are hard negatives.
+
+VECTORS holds <data>_minilm.npy, one row per item in the order of the data set's items.parquet.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from amazon_sequences import DATA, MAX_HISTORY, Split, items_of, sequences_of, split_next
+from numpy.typing import NDArray
+
+from embedders.attention_maps import attention_health, attention_of_language_model, summaries
+from embedders.causal_lm import CausalLM, load_causal_lm
+from embedders.fit_karma import KarmaLog, KarmaSettings, KarmaValidation, KarmaWatch, fit_karma
+from embedders.fit_learn import LearnSettings, fit_learn
+from embedders.health import title_perplexity, title_similarity, vector_health
+from embedders.histories import Cut, Sequences, padded_rows
+from embedders.karma import KarmaNetwork
+from embedders.karma_features import FrozenFeatures
+from embedders.karma_model import KarmaModel
+from embedders.karma_packing import NOTHING, pack
+from embedders.karma_towers import KarmaShape
+from embedders.learn import FrozenContent, LearnNetwork, LearnShape
+from embedders.learn_model import LearnModel
+from embedders.retrieval import retrieval_metrics
+
+CUTOFFS = (50, 200, 1000)
+MOST_TITLE_TOKENS = 16
+ATTENTION_USERS, PERPLEXITY_TITLES, VALIDATION_USERS = 48, 200, 1000
+
+
+@dataclass(frozen=True)
+class World:
+    """A data set, ready to train on."""
+
+    name: str
+    titles: list[str]
+    content_NC: NDArray[np.float32]
+    split: Split
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: which terms, and what the language model may learn."""
+
+    settings: KarmaSettings | None
+    """None: LEARN, on the same users."""
+    residual: bool = False
+
+
+def variants() -> dict[str, Variant]:
+    """The rows."""
+    both = KarmaSettings(precision="bfloat16")
+    action = replace(both, generation=False, reconstruction=False)
+    return {
+        "action only": Variant(action),
+        "action + gen": Variant(replace(both, reconstruction=False)),
+        "action + recon": Variant(replace(both, generation=False)),
+        "action + gen + recon": Variant(both),
+        "action only, InfoNCE": Variant(replace(action, action="infonce")),
+        "action + gen + recon, InfoNCE": Variant(replace(both, action="infonce")),
+        "frozen language model, action only": Variant(replace(action, frozen_language_model=True)),
+        "action only, residual": Variant(action, residual=True),
+        "action + gen + recon, residual": Variant(both, residual=True),
+        "LEARN, next item": Variant(None),
+        "LEARN, next item, residual": Variant(None, residual=True),
+    }
+
+
+def world_of(arguments: argparse.Namespace) -> World:
+    """Everything of one data set."""
+    users, num_items = sequences_of(arguments.data)
+    titles = [title or "" for title in items_of(arguments.data)["title"].to_list()]
+    content_NC = np.load(arguments.vectors / f"{arguments.data}_minilm.npy")
+    return World(arguments.data, titles, content_NC, split_next(users, num_items))
+
+
+def sampled(sequences: Sequences, users: NDArray[np.int64]) -> Sequences:
+    """The sequences of some users."""
+    return Sequences.of_lists([sequences.of(user)[-MAX_HISTORY - 1 :].tolist() for user in users])
+
+
+def some(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Numbers of a sample, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+
+
+class KarmaRun:
+    """One variant from one seed: the network, and what it is judged by."""
+
+    def __init__(self, world: World, variant: Variant, arguments: argparse.Namespace, seed: int) -> None:
+        self.world, self.variant, self.arguments, self.seed = world, variant, arguments, seed
+        self.lm: CausalLM = load_causal_lm(arguments.language_model)
+        torch.manual_seed(seed)
+        shape = KarmaShape(num_layers=arguments.layers, residual=variant.residual)
+        self.network = KarmaNetwork(self.lm, FrozenFeatures(world.content_NC), shape)
+        self.network.towers.standardise(world.content_NC)
+        self.tokens = [self.lm.tokens(" " + title)[:MOST_TITLE_TOKENS] for title in world.titles]
+
+    def user_vectors(self, histories: Sequences) -> NDArray[np.float32]:
+        """Of every history."""
+        model = KarmaModel.of_network(self.network, "bfloat16")
+        return model.user_vectors(self.world.content_NC, histories.items_E.astype(np.int64), histories.lengths).vectors
+
+    def validate(self) -> KarmaValidation:
+        """Held-out users: what they find, and what became of the vectors and of the attention."""
+        split = self.world.split
+        chosen = some(len(split.validation_targets), VALIDATION_USERS, 0)
+        histories, targets = sampled(split.validation_history, chosen), sampled(split.validation_targets, chosen)
+        users_UD = self.user_vectors(histories)
+        items_ND = KarmaModel.of_network(self.network).item_vectors(self.world.content_NC)
+        recall = retrieval_metrics(users_UD, items_ND, targets, cutoffs=(200,), ties="mid").at(200).recall
+        health = vector_health(users_UD, items_ND[targets.items_E])
+        sinks = self.attention(histories)
+        return KarmaValidation(
+            recall=recall,
+            title_similarity=title_similarity(users_UD, items_ND, targets, self.world.titles),
+            **health._asdict(),
+            **sinks._asdict(),
+            title_perplexity=self.perplexity(),
+        )
+
+    def attention(self, histories: Sequences) -> Any:
+        """Where the language model attends, over a few histories."""
+        towers = self.network.towers
+        rows = padded_rows([histories.of(user) for user in range(min(ATTENTION_USERS, len(histories)))])
+        lengths = (rows >= 0).sum(axis=1)
+        packed = pack(rows, lengths[:, None], instruction=towers.instruction)
+        with torch.inference_mode():
+            embedded_BLD, mask_B1LL, position_BL = towers.model_inputs(packed)
+        found = attention_of_language_model(towers.language_model, embedded_BLD, mask_B1LL, position_BL)
+        return attention_health(summaries(found, packed.token_BL != NOTHING))
+
+    def perplexity(self) -> float | None:
+        """Of held-out titles under the language model by itself."""
+        chosen = some(len(self.tokens), PERPLEXITY_TITLES, 1)
+        opening = self.lm.opening_tokens("") or list(self.lm.end)
+        return title_perplexity(self.lm.model, [self.tokens[at] for at in chosen], opening=opening)
+
+    def train(self) -> list[dict[str, Any]]:
+        """In place; the curve."""
+        assert self.variant.settings is not None
+        split, arguments = self.world.split, self.arguments
+        log = KarmaLog(
+            sequences=sampled(split.train, some(len(split.train), arguments.train_users, self.seed)),
+            titles=self.tokens,
+            queries=[],
+            query_E=None,
+            exposed_EM=None,
+        )
+        settings = replace(
+            self.variant.settings,
+            epochs=arguments.epochs,
+            patience=arguments.epochs,
+            seed=self.seed,
+            batch_size=32,
+            learning_rate=arguments.learning_rate,
+            language_model_rate=arguments.language_model_rate,
+        )
+        watch = KarmaWatch(on_epoch=lambda row: print(f"    {row}", flush=True))
+        return [row._asdict() for row in fit_karma(self.network, log, settings, validate=self.validate, watch=watch)]
+
+
+def train_learn(world: World, variant: Variant, arguments: argparse.Namespace, seed: int) -> LearnModel:
+    """LEARN's network on the same users, as the other bench trains it."""
+    split = world.split
+    torch.manual_seed(seed)
+    shape = LearnShape(output_dim=128, dropout=0.2, max_history=MAX_HISTORY, residual=variant.residual)
+    network = LearnNetwork(FrozenContent(world.content_NC), replace(shape, item_tower="single"))
+    network.standardise(world.content_NC)
+    chosen = some(len(split.validation_targets), VALIDATION_USERS, 0)
+    histories, targets = sampled(split.validation_history, chosen), sampled(split.validation_targets, chosen)
+
+    def validate() -> float:
+        model = LearnModel(network)
+        users = model.user_vectors(world.content_NC, histories.items_E.astype(np.int64), histories.lengths)
+        items_ND = model.item_vectors(world.content_NC)
+        recall = retrieval_metrics(users.vectors, items_ND, targets, cutoffs=(200,), ties="mid").at(200).recall
+        assert recall is not None
+        return recall
+
+    fit_learn(
+        network,
+        sampled(split.train, some(len(split.train), arguments.train_users, seed)),
+        LearnSettings(
+            objective="next_item",
+            cut=Cut(earliest=0.5, max_history=MAX_HISTORY),
+            epochs=40,
+            patience=4,
+            batch_size=128,
+            weight_decay=1e-2,
+            precision="bfloat16",
+            seed=seed,
+        ),
+        num_items=split.num_items,
+        validate=validate,
+    )
+    return LearnModel(network)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Every variant from every seed; a seed of all of them before the next."""
+    world = world_of(arguments)
+    folder = arguments.out / arguments.data
+    folder.mkdir(parents=True, exist_ok=True)
+    tested = some(len(world.split.test_targets), arguments.test_users, 0)
+    histories, targets = sampled(world.split.test_history, tested), sampled(world.split.test_targets, tested)
+    print(f"{world.name}: {len(world.titles):,} items, {len(tested):,} users tested", flush=True)
+    for seed in arguments.seeds:
+        for name, variant in variants().items():
+            if arguments.exactly and name not in arguments.exactly:
+                continue
+            path = folder / f"{name.replace(' ', '_').replace(',', '').replace('+', 'and')}_{seed}.npz"
+            if path.exists():
+                continue
+            print(f"  {name}, seed {seed}", flush=True)
+            started, curve = time.perf_counter(), []
+            if variant.settings is None:
+                learn = train_learn(world, variant, arguments, seed)
+                users_UD = learn.user_vectors(
+                    world.content_NC, histories.items_E.astype(np.int64), histories.lengths
+                ).vectors
+                items_ND = learn.item_vectors(world.content_NC)
+            else:
+                one = KarmaRun(world, variant, arguments, seed)
+                curve = one.train()
+                users_UD = one.user_vectors(histories)
+                items_ND = KarmaModel.of_network(one.network).item_vectors(world.content_NC)
+            metrics = retrieval_metrics(users_UD, items_ND, targets, cutoffs=CUTOFFS)
+            described = {
+                "variant": name,
+                "seed": seed,
+                "seconds": time.perf_counter() - started,
+                **{f"HR@{k}": metrics.at(k).hit_rate for k in CUTOFFS},
+                "JS@50": title_similarity(users_UD, items_ND, targets, world.titles),
+                **vector_health(users_UD, items_ND[targets.items_E])._asdict(),
+                "curve": curve,
+                "settings": {key: str(value) for key, value in vars(arguments).items()},
+            }
+            np.savez_compressed(
+                path,
+                described=json.dumps(described),
+                **{f"recall_{k}": metrics.at(k).recall_V.astype(np.float32) for k in CUTOFFS},
+            )
+            print(f"    { ({key: value for key, value in described.items() if key != 'curve'}) }", flush=True)
+
+
+def opened(folder: Path) -> dict[str, list[Any]]:
+    """The runs by variant."""
+    runs: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        one = np.load(path)
+        runs.setdefault(json.loads(str(one["described"]))["variant"], []).append(one)
+    return {name: runs[name] for name in variants() if name in runs}
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Mean and deviation over seeds, and the paired difference from action alone, by user bootstrap."""
+    runs = opened(arguments.runs)
+    columns = [*(f"HR@{k}" for k in CUTOFFS), "JS@50", "effective_rank"]
+    print(f"| | seeds | {' | '.join(columns)} | HR@{arguments.k} - {arguments.baseline} |")
+    print("|---" * (len(columns) + 3) + "|")
+    rng = np.random.default_rng(0)
+
+    def per_user(name: str) -> NDArray[np.float64]:
+        hits: NDArray[np.float64] = np.mean([one[f"recall_{arguments.k}"] for one in runs[name]], axis=0)
+        return hits
+
+    for name, of_seeds in runs.items():
+        described = [json.loads(str(one["described"])) for one in of_seeds]
+        cells = []
+        for column in columns:
+            values = [one[column] for one in described]
+            cells.append(f"{np.mean(values):.4f} ± {np.std(values):.4f}")
+        difference = per_user(name) - per_user(arguments.baseline)
+        means = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(2000)]
+        low, high = np.percentile(means, [2.5, 97.5])
+        paired = "" if name == arguments.baseline else f"{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+        print(f"| {name} | {len(of_seeds)} | {' | '.join(cells)} | {paired} |")
+
+
+MEASURES = (
+    "validation_recall",
+    "title_similarity",
+    "effective_rank",
+    "top1_mass",
+    "share_of_sink_heads",
+    "title_perplexity",
+)
+
+
+def curves(arguments: argparse.Namespace) -> None:
+    """Each measure through training, a line a variant: mean over seeds, the untouched model at epoch 0."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    for axis, measure in zip(axes.flat, MEASURES, strict=True):
+        for name, of_seeds in opened(arguments.runs).items():
+            rows = [json.loads(str(one["described"]))["curve"] for one in of_seeds]
+            if rows[0]:
+                lines = np.array([[row[measure] for row in curve] for curve in rows], np.float64)
+                axis.plot(np.arange(lines.shape[1]), lines.mean(axis=0), marker="o", label=name)
+        axis.set_title(measure.replace("_", " "))
+        axis.set_xlabel("epochs")
+    axes[1, 2].set_yscale("log")
+    axes[0, 0].legend(fontsize=7)
+    figure.savefig(arguments.out, dpi=120)
+
+
+@pytest.mark.bench
+@pytest.mark.realdata
+@pytest.mark.skipif(not DATA.exists(), reason="the real data sets are not beside the project")
+def test_a_small_run(tmp_path: Path) -> None:
+    num_items = sequences_of("industrial")[1]
+    vectors = np.random.default_rng(0).standard_normal((num_items, 32), dtype=np.float32)
+    np.save(tmp_path / "industrial_minilm.npy", vectors)
+    words = ["run", "industrial", "--vectors", str(tmp_path), "--out", str(tmp_path), "--seeds", "0", "--epochs", "1"]
+    words += ["--layers", "1", "--train-users", "64", "--test-users", "50"]
+    main([*words, "--exactly", "action only", "action + gen + recon", "LEARN, next item"])
+    main(["table", str(tmp_path / "industrial")])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line of the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("data", choices=["industrial", "office", "games"])
+    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument("--language-model", default="smollm2")
+    runs.add_argument("--layers", type=int, help="the first so many blocks of the language model")
+    runs.add_argument("--train-users", type=int, default=2000)
+    runs.add_argument("--test-users", type=int, default=3000)
+    runs.add_argument("--epochs", type=int, default=4)
+    runs.add_argument("--learning-rate", type=float, default=1e-3)
+    runs.add_argument("--language-model-rate", type=float, default=1e-4)
+    runs.add_argument("--exactly", nargs="+", help="variants of these names")
+    runs.add_argument("--vectors", type=Path, required=True)
+    runs.add_argument("--out", type=Path, required=True)
+    runs.set_defaults(do=run)
+    tables = commands.add_parser("table")
+    tables.add_argument("runs", type=Path)
+    tables.add_argument("--baseline", default="action only")
+    tables.add_argument("--k", type=int, default=200)
+    tables.set_defaults(do=table)
+    drawn = commands.add_parser("curves")
+    drawn.add_argument("runs", type=Path)
+    drawn.add_argument("--out", type=Path, required=True)
+    drawn.set_defaults(do=curves)
+    arguments = parser.parse_args(words)
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()
