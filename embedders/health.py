@@ -15,7 +15,6 @@ Letters: N vectors, D width, B histories, L positions, U users, K items found.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from embedders.histories import Sequences
+from embedders.title_words import jaccard, title_words
 
 MOST_VECTORS = 2048
 """Uniformity of more vectors is that of so many of them: two million pairs."""
@@ -34,8 +34,6 @@ SAME_VECTORS = 1e-12
 
 SCORES_AT_ONCE = 16_000_000
 """Users times items whose scores are held at once: 64 MB."""
-
-WORD = re.compile(r"[^\W_]+")
 
 
 class VectorHealth(NamedTuple):
@@ -141,9 +139,8 @@ def title_similarity(
 
         mean over targets of  1/K sum_{i in top K} |words(target) & words(i)| / |words(target) | words(i)|
 
-    Words are runs of letters and digits in lower case, each counted once, whatever the language: a title written
-    without spaces is one word. The target counts if it is among the K. An item without a word is like nothing, and a
-    target without one is left out.
+    Words are those of `embedders.title_words`. The target counts if it is among the K. An item without a word is like
+    nothing, and a target without one is left out.
 
     Args:
         users_UD: user vectors, one a sequence of `targets`.
@@ -164,7 +161,7 @@ def title_similarity(
 
     def words_of(row: int) -> frozenset[str]:
         if row not in words:
-            words[row] = frozenset(WORD.findall(titles[row].lower()))
+            words[row] = title_words(titles[row])
         return words[row]
 
     similarities = []
@@ -174,7 +171,7 @@ def title_similarity(
             found_words = [words_of(row) for row in found.tolist()]
             for target in map(words_of, targets.of(user).tolist()):
                 if target:
-                    shared = math.fsum(len(target & other) / len(target | other) for other in found_words)
+                    shared = math.fsum(jaccard(target, other) for other in found_words)
                     similarities.append(shared / len(found_words))
     return math.fsum(similarities) / len(similarities) if similarities else None
 

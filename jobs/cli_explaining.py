@@ -17,6 +17,7 @@ class VectorMethod(StrEnum):
     """Whose vectors are explained."""
 
     learn = "learn"
+    karma = "karma"
     content = "content"
 
 
@@ -36,7 +37,7 @@ def explain(
         VectorMethod,
         typer.Option(
             metavar="METHOD",
-            help="learn (LEARN's vectors) or content (means of content).",
+            help="learn (LEARN's vectors), karma (KARMA's, read back as words) or content (means of content).",
             rich_help_panel=OF_A_USER,
         ),
     ] = VectorMethod.learn,
@@ -65,13 +66,16 @@ def explain(
     """Say what a user's vector stands for, or why an item answers a query.
 
     `--user`: the history behind the vector, and the items nearest to it, found by the FAISS index that a recall system
-    would use; its recall against exact search is printed.
+    would use; its recall against exact search is printed, and how far their titles share words with the history's.
+    With `--method karma`, the vector is read back as words, too.
 
     `--query` and `--item`: the relevance teacher's verdict and its steps, and its students' scores beside its own.
 
     Examples:
 
     `tailrank explain --user user-0000001`
+
+    `tailrank explain --user user-0000001 --method karma --as-of 2025-06-30`
 
     `tailrank explain --query "merino socks" --item item-000001`
     """

@@ -1,46 +1,67 @@
 """What a user's interest vector stands for: the history behind it and the items nearest to it. `tailrank explain`.
 
 A vector is a list of numbers; its neighbours have titles. The nearest items come from a FAISS index over all items with
-a vector (`embedders.vector_index`), whose recall against exact search is printed beside them.
+a vector (`embedders.vector_index`), whose recall against exact search is printed beside them, and so is how far their
+titles share words with those of the history. A vector of KARMA is read back as words, too, by the decoder that training
+left beside the model.
 """
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dataframely as dy
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from embedders.fingerprint import Fingerprint, check_same
+from embedders.title_words import jaccard, title_words
 from feature_repo.table_schemas import (
     ItemContentEmbeddings,
+    ItemKarmaEmbeddings,
     ItemLearnEmbeddings,
     Items,
     UserContentInterests,
     UserHistories,
+    UserKarmaInterests,
     UserLearnInterests,
 )
+from jobs.fitted_karma import fitted_karma
 from jobs.lake import Lake, TableError, table_name
+from jobs.printed_explanation import Explanation, print_explanation
 
 RECALL_QUERIES = 200
 """Users that the recall of the index is measured on."""
+
+ITEMS_FOR_COMPARISON = 200
+"""Items drawn at random whose titles are compared with the history's, too: the similarity that no model gives."""
+
+DRAWN_WORDS = 2
+"""Texts that are drawn from the decoder beside the likeliest one [NF->P]; equal ones are shown once."""
+
+TEMPERATURE = 0.7
+"""Of those draws [NF->P]."""
 
 SEED = 0
 
 
 class VectorTables(NamedTuple):
-    """Where a method's vectors are."""
+    """Where a method's vectors are.
+
+    Attributes:
+        items: table of the items' vectors.
+        users: table of the users' vectors.
+        name: what the method is called.
+        switched_by: the step whose `enabled` it hangs on.
+    """
 
     items: type[dy.Schema]
     users: type[dy.Schema]
+    name: str
+    switched_by: str
 
     @property
     def item_vector(self) -> str:
@@ -54,30 +75,10 @@ class VectorTables(NamedTuple):
 
 
 METHODS = {
-    "learn": VectorTables(ItemLearnEmbeddings, UserLearnInterests),
-    "content": VectorTables(ItemContentEmbeddings, UserContentInterests),
+    "learn": VectorTables(ItemLearnEmbeddings, UserLearnInterests, "LEARN", "fit_embedder"),
+    "karma": VectorTables(ItemKarmaEmbeddings, UserKarmaInterests, "KARMA", "fit_embedder_karma"),
+    "content": VectorTables(ItemContentEmbeddings, UserContentInterests, "content vectors", "embed_items"),
 }
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What is printed.
-
-    Attributes:
-        dated: event_timestamp of the user's vector.
-        history: item_id, title, category, time; newest first.
-        nearest: item_id, title, category, cosine, in_history; nearest first.
-        index_kind: flat, ivf or hnsw.
-        num_items: in the index.
-        recall: of the index against exact search, over a sample of users.
-    """
-
-    dated: datetime
-    history: pl.DataFrame
-    nearest: pl.DataFrame
-    index_kind: str
-    num_items: int
-    recall: float
 
 
 def run(
@@ -95,18 +96,18 @@ def run(
         lake: with the vectors of `method`.
         user_id: whose vector.
         as_of: the newest vectors dated at this time or before; None: the newest there are.
-        method: `learn` or `content`.
+        method: `learn`, `karma` or `content`.
         k: items to show.
         console: where to print.
 
     Raises:
         TableError: the vectors have not been made, the user has none (by then), or k is below 1.
-        ValueError: there is no such method, or users' and items' vectors are of two models.
+        ValueError: there is no such method, users' and items' vectors are of two models, or the decoder is gone.
     """
     if method not in METHODS:
         raise ValueError(f"there are no vectors of method {method!r}; the methods are {', '.join(METHODS)}")
     explanation = explain(lake, METHODS[method], user_id, as_of, k)
-    _print(console or Console(), user_id, method, explanation)
+    print_explanation(console or Console(), user_id, method, explanation)
     return explanation
 
 
@@ -121,8 +122,8 @@ def explain(lake: Lake, tables: VectorTables, user_id: str, as_of: datetime | No
     if user_identity is None or item_identity is None:
         raise TableError(
             table_name(tables.users),
-            "is empty: this lake does without LEARN",
-            "set [fit_embedder] enabled = true and run tailrank run, or explain by --method content",
+            f"is empty: this lake does without {tables.name}",
+            f"set [{tables.switched_by}] enabled = true and run tailrank run, or explain by --method content",
         )
     check_same(user_identity, item_identity, f"explain, {table_name(tables.users)} and {table_name(tables.items)}")
     users = _newest(lake, tables.users, "user_id", as_of)
@@ -144,14 +145,62 @@ def explain(lake: Lake, tables: VectorTables, user_id: str, as_of: datetime | No
             "cosine": found.scores_QK[0][is_found].astype(np.float64),
         }
     ).with_columns(in_history=pl.col("item_id").is_in(history["item_id"].implode()))
+    history, nearest = _with_titles(lake, history), _with_titles(lake, nearest)
+    anything = items.select("item_id").sample(min(ITEMS_FOR_COMPARISON, len(items)), seed=SEED)
     return Explanation(
         dated=dated,
-        history=_with_titles(lake, history),
-        nearest=_with_titles(lake, nearest),
+        history=history,
+        nearest=nearest,
         index_kind=index.kind,
         num_items=len(index),
         recall=index.recall_against_exact(_matrix(others), k),
+        title_similarity=title_similarity(nearest, history),
+        random_similarity=title_similarity(_with_titles(lake, anything), history),
+        words=_words(lake, user_identity, _matrix(mine[tables.user_vector])) if tables is METHODS["karma"] else (),
     )
+
+
+def title_similarity(found: pl.DataFrame, history: pl.DataFrame) -> float | None:
+    """Mean Jaccard similarity of the words of two titles, over all pairs of an item found and one of the history.
+
+    An item is not compared with itself. Of a title without words nothing can be said: its pairs are left out.
+
+    Args:
+        found: `item_id`, `title`.
+        history: `item_id`, `title`; an item that is there twice counts twice.
+
+    Returns:
+        In [0, 1]; None where no pair is left.
+    """
+    past, others = (
+        [(item, words) for item, title in rows.select("item_id", "title").rows() if (words := title_words(title))]
+        for rows in (history, found)
+    )
+    alike = [jaccard(words, then) for item, words in others for before, then in past if item != before]
+    return sum(alike) / len(alike) if alike else None
+
+
+def _words(lake: Lake, identity: Fingerprint, vector_1D: NDArray[np.float32]) -> tuple[str, ...]:
+    """What the decoder of KARMA's model makes of a vector: the likeliest words, then some that are drawn.
+
+    Raises:
+        ValueError: the model is another one than the vectors', or the decoder's files are gone.
+    """
+    fitted = fitted_karma(lake)
+    if fitted is None:
+        raise TableError(
+            table_name(UserKarmaInterests),
+            "holds vectors, but this lake does without KARMA by now",
+            "run tailrank run embed_users_karma embed_items_karma, or set [fit_embedder_karma] enabled = true",
+        )
+    check_same(fitted.fingerprint, identity, "explain, user_karma_interests (run embed_users_karma first)")
+    decoder = fitted.load_decoder("explain")
+    vector_1D = vector_1D.copy()  # torch warns of memory that cannot be written to
+    texts = decoder.decode(vector_1D)
+    for seed in range(DRAWN_WORDS):
+        texts += decoder.decode(vector_1D, temperature=TEMPERATURE, seed=seed)
+    printable = ("".join(each if each.isprintable() else " " for each in text) for text in texts)
+    return tuple(dict.fromkeys(" ".join(text.split()) for text in printable))
 
 
 def _newest(lake: Lake, schema: type[dy.Schema], key: str, as_of: datetime | None) -> pl.LazyFrame:
@@ -203,38 +252,3 @@ def _unknown_user(
         f"there is no vector of user {user_id!r}: unknown, or without any click on an item that has one",
         f"name a user that has one, such as {', '.join(near)}",
     )
-
-
-def _print(console: Console, user_id: str, method: str, explanation: Explanation) -> None:
-    console.print(
-        f"[bold]user {user_id}[/], {method} vector of {explanation.dated:%Y-%m-%d %H:%M} UTC", highlight=False
-    )
-    shown = explanation.history.head(len(explanation.nearest))
-    older = explanation.history.height - shown.height
-    past = _table(f"clicked before ({explanation.history.height:,} items, newest first)", "when", console.width)
-    for row in shown.iter_rows(named=True):
-        past.add_row(f"{row['time']:%Y-%m-%d}", *_item(row))
-    console.print(past)
-    if older > 0:
-        console.print(f"[dim]and {older:,} older[/]", highlight=False)
-    table = _table("nearest items", "cosine", console.width)
-    for row in explanation.nearest.iter_rows(named=True):
-        table.add_row(f"{row['cosine']:.3f}", *_item(row), style="dim" if row["in_history"] else "")
-    console.print(table)
-    console.print(
-        f"[dim]dim: in the history already. Index: {explanation.index_kind} over {explanation.num_items:,} items, "
-        f"recall against exact search {explanation.recall:.4f}[/]",
-        highlight=False,
-    )
-
-
-def _table(title: str, first: str, width: int) -> Table:
-    """Titles take what the other columns leave of the line."""
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, columns in ((first, 10), ("item", 14), ("title", max(20, min(60, width - 54))), ("category", 20)):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=columns)
-    return table
-
-
-def _item(row: dict[str, Any]) -> tuple[Text, Text, Text]:
-    return Text(row["item_id"]), Text(row["title"] or "(no title)"), Text(row["category"] or "")

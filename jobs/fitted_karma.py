@@ -60,10 +60,10 @@ class FittedKarma(NamedTuple):
         Raises:
             ValueError: its files are gone or changed.
         """
-        folder = self.decoder.checked(step, **NAMED)
         from embedders.karma_decoder import KarmaDecoder
 
-        return KarmaDecoder.load(folder)
+        folder, language_model = (files.checked(step, **NAMED) for files in (self.decoder, self.serving))
+        return KarmaDecoder.load(folder, language_model)
 
 
 class FrozenEncoders(NamedTuple):

@@ -2,15 +2,25 @@
 
 import datetime as dt
 import io
+import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
 
-from feature_repo.table_schemas import ItemLearnEmbeddings, Items, UserHistories, UserLearnInterests
-from jobs import embed_items_learn, embed_users_learn, explain_user
+from feature_repo.table_schemas import (
+    ItemKarmaEmbeddings,
+    ItemLearnEmbeddings,
+    Items,
+    KarmaCurves,
+    UserHistories,
+    UserKarmaInterests,
+    UserLearnInterests,
+)
+from jobs import embed_items_karma, embed_items_learn, embed_users_karma, embed_users_learn, explain_user
 from jobs.admission import TableError
+from jobs.fitted_karma import fitted_karma
 from jobs.lake import Lake
 
 START = dt.datetime(2025, 6, 1, tzinfo=dt.timezone.utc)
@@ -88,8 +98,8 @@ def test_a_user_without_a_vector_is_told_why(embedded: Lake) -> None:
         explain(embedded, "nobody")
     with pytest.raises(TableError, match="has no vector at 2025-05-31"):
         explain(embedded, first["user_id"], START - DAY)
-    with pytest.raises(ValueError, match="the methods are learn, content"):
-        explain_user.run(embedded, "nobody", method="karma")
+    with pytest.raises(ValueError, match="the methods are learn, karma, content"):
+        explain_user.run(embedded, "nobody", method="urm")
 
 
 def test_vectors_of_two_models_are_not_compared(embedded: Lake) -> None:
@@ -97,3 +107,94 @@ def test_vectors_of_two_models_are_not_compared(embedded: Lake) -> None:
     embedded.write(ItemLearnEmbeddings, embedded.read(ItemLearnEmbeddings), fingerprint=stale)
     with pytest.raises(ValueError, match="item_learn_embeddings"):
         explain(embedded, embedded.read(UserLearnInterests)["user_id"][0])
+
+
+def test_titles_of_what_is_near_are_compared_with_those_of_the_history() -> None:
+    history = pl.DataFrame({"item_id": ["a", "b", "c", "a"], "title": ["red chair", "blue table", None, "red chair"]})
+    found = pl.DataFrame({"item_id": ["a", "x", "y"], "title": ["red chair", "Red sofa", "!"]})
+    # a with b: 0; x with a, b, a: 1/3, 0, 1/3; y has no words, c no title, a is not compared with itself
+    assert explain_user.title_similarity(found, history) == pytest.approx((0 + 1 / 3 + 0 + 1 / 3) / 4)
+    assert explain_user.title_similarity(found[2:], history) is None
+
+
+@pytest.fixture
+def karma_embedded(karma_lake: Lake) -> Lake:
+    few = karma_lake.read(UserHistories).filter(pl.col("user_id").is_in([f"u{n:02}" for n in range(8)]))
+    karma_lake.write(UserHistories, few)
+    embed_items_karma.run(karma_lake, embed_items_karma.Config())
+    embed_users_karma.run(karma_lake, embed_users_karma.Config())
+    return karma_lake
+
+
+def test_a_vector_of_karma_is_read_back_as_words_above_the_items_nearest_to_it(karma_embedded: Lake) -> None:
+    as_of = START + 25 * DAY
+    page = io.StringIO()
+    found = explain_user.run(
+        karma_embedded, "u03", as_of=as_of, method="karma", k=4, console=Console(file=page, width=100)
+    )
+    (row,) = (
+        karma_embedded.read(UserKarmaInterests)
+        .filter((pl.col("user_id") == "u03") & (pl.col("event_timestamp") <= as_of))
+        .sort("event_timestamp")
+        .tail(1)
+        .rows(named=True)
+    )
+    assert found.dated == row["event_timestamp"]
+    fitted = fitted_karma(karma_embedded)
+    assert fitted is not None
+    (greedy,) = fitted.load_decoder("test").decode(np.array([row["user_karma_interest"]], np.float32))
+    assert found.words[0] == " ".join("".join(one if one.isprintable() else " " for one in greedy).split())
+    assert 1 <= len(found.words) <= 3
+    items = karma_embedded.read(ItemKarmaEmbeddings).filter(pl.col("event_timestamp") <= as_of)
+    newest_items = items.sort("event_timestamp").unique("item_id", keep="last")
+    cosines = np.array(newest_items["item_karma_embedding"].to_list()) @ np.array(row["user_karma_interest"])
+    assert found.nearest["cosine"].to_list() == pytest.approx(sorted(cosines, reverse=True)[:4], abs=1e-5)
+    text = page.getvalue()
+    assert "user u03, karma vector of 2025-06-" in text
+    assert text.index("reads as: ") < text.index("clicked before") < text.index("nearest items")
+    assert "title words shared with the history: " in text
+    again = explain_user.run(karma_embedded, "u03", as_of=as_of, method="karma", k=4, console=Console(file=page))
+    assert again.words == found.words, "the draws are seeded"
+
+
+def test_other_methods_have_no_words(embedded: Lake) -> None:
+    page = io.StringIO()
+    found = explain_user.run(embedded, "u04", console=Console(file=page, width=100))
+    assert found.words == ()
+    assert "reads as" not in page.getvalue()
+
+
+def test_without_karma_or_its_decoder_what_to_do_is_told(karma_embedded: Lake) -> None:
+    def karma(lake: Lake, user_id: str = "u03") -> None:
+        explain_user.run(lake, user_id, method="karma", console=Console(file=io.StringIO()))
+
+    fitted = fitted_karma(karma_embedded)
+    assert fitted is not None
+    with pytest.raises(TableError, match=r"user_karma_interests: there is no vector of user 'nobody'"):
+        karma(karma_embedded, "nobody")
+    for part in (fitted.decoder.path, fitted.serving.path):
+        aside = part.rename(part.with_name("aside"))
+        with pytest.raises(ValueError, match=rf"explain: .*{part.name}, or its files.*\n.*fit_embedder_karma --force"):
+            karma(karma_embedded)
+        aside.rename(part)
+    (fitted.decoder.path / "decoder.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="explain: .*its files have changed"):
+        karma(karma_embedded)
+    shutil.rmtree(fitted.decoder.path)
+
+    karma_embedded.write(KarmaCurves, KarmaCurves.create_empty())
+    with pytest.raises(TableError, match="holds vectors, but this lake does without KARMA by now"):
+        karma(karma_embedded)
+    embed_users_karma.run(karma_embedded, embed_users_karma.Config())
+    with pytest.raises(
+        TableError, match=r"this lake does without KARMA(\n|.)*set \[fit_embedder_karma\] enabled = true"
+    ):
+        karma(karma_embedded)
+
+
+def test_words_of_another_model_than_the_vectors_are_refused(karma_embedded: Lake) -> None:
+    manifest = karma_embedded.manifest(KarmaCurves)
+    other = {**manifest.fingerprint, "weights_sha256": "another"}
+    karma_embedded.write(KarmaCurves, KarmaCurves.create_empty(), fingerprint=other, metadata=manifest.metadata)
+    with pytest.raises(ValueError, match=r"run embed_users_karma first(\n|.)*weights_sha256: expected another"):
+        explain_user.run(karma_embedded, "u03", method="karma", console=Console(file=io.StringIO()))
