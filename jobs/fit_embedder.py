@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 READS: tuple[type[dy.Schema], ...] = (Impressions, ItemContentEmbeddings)
 WRITES: tuple[type[dy.Schema], ...] = (EmbedderCurves, LearnAttention)
 
-LEAST_USERS = 50
-"""With fewer there are too few negatives for any batch to teach much [NF->P]."""
-
 ROWS_HASHED_AT_ONCE = 200_000
 
 CONTENT_IDENTITY = ("item_content_vector_id", "item_content_hash")

@@ -22,12 +22,13 @@ from embedders.learn import SHAPES, FrozenContent, LearnNetwork
 from embedders.learn_model import LearnModel
 from feature_repo.table_schemas import EmbedderCurves, LearnAttention
 from jobs.content_vectors import copy_vectors
-from jobs.fit_embedder import LEAST_USERS, WITHOUT_LEARN, Config, TrainingInputs
+from jobs.fit_embedder import WITHOUT_LEARN, Config, TrainingInputs
 from jobs.fitted_embedder import MODELS, sha256_of_model
 from jobs.interaction_sequences import LEAST_INTERACTIONS, InteractionCounts, InteractionLog
 from jobs.lake import Lake
 from jobs.learn_validation import HeldOutUsers
 from jobs.progress import progress_bar
+from jobs.training_window import LEAST_USERS
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from jobs.interaction_sequences import LogSpan
 
+LEAST_USERS = 50
+"""With fewer there are too few negatives for any batch to teach much [NF->P]."""
+
 
 class Fitted(Protocol):
     """A model of the lake."""
