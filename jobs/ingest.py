@@ -64,7 +64,7 @@ SECONDS_BETWEEN_LINES = 15.0
 class Config(BaseModel, extra="forbid", frozen=True):
     """Which log to take in."""
 
-    source: Literal["simulate", "movielens", "online_retail", "columns", "judged_pairs"] = "simulate"
+    source: Literal["simulate", "movielens", "online_retail", "fashion_traffic", "columns", "judged_pairs"] = "simulate"
     """The adapter: a module of `jobs.raw_sources`."""
     path: Path | None = None
     """Folder of the raw files; the simulator needs none."""
