@@ -3,7 +3,7 @@
 reads   ranker_predictions, impression_segments, training_curves, split_windows, impressions
         validation_predictions          what probabilities are recalibrated on
         true_probabilities              where the log is simulated: judged as one more ranker, the ceiling
-        embedder_curves                 where there is an embedding model
+        embedder_curves, learn_attention, karma_curves, karma_attention    where there are embedding models
         relevance_metrics, student_curves    where there are students of a relevance teacher
 writes  segment_metrics                 one row per (ranker, label, segment, metric)
         calibration_metrics             one row per (ranker, label, segment, method)
@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dataframely as dy
 import polars as pl
@@ -31,6 +31,9 @@ from feature_repo.table_schemas import (
     FeatureGroupValues,
     Impressions,
     ImpressionSegments,
+    KarmaAttention,
+    KarmaCurves,
+    LearnAttention,
     RankerPredictions,
     RelevanceMetrics,
     SegmentMetrics,
@@ -60,6 +63,9 @@ READS: tuple[type[dy.Schema], ...] = (
     ImpressionSegments,
     TrainingCurves,
     EmbedderCurves,
+    LearnAttention,
+    KarmaCurves,
+    KarmaAttention,
     RelevanceMetrics,
     StudentCurves,
     SplitWindows,
@@ -72,6 +78,8 @@ WRITES: tuple[type[dy.Schema], ...] = (SegmentMetrics, CalibrationMetrics)
 
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=dy.Schema)
 
 
 class Config(BaseModel, extra="forbid", frozen=True):
@@ -138,11 +146,14 @@ def run(lake: Lake, config: Config) -> None:
         calibration_metrics=calibrated.metrics,
         recalibrations=calibrated.recalibrated,
         histograms=score_histograms(judged),
-        embedder_curves=lake.read(EmbedderCurves) if _has_rows(lake, EmbedderCurves) else None,
+        embedder_curves=_rows(lake, EmbedderCurves),
+        learn_attention=_rows(lake, LearnAttention),
+        karma_curves=_rows(lake, KarmaCurves),
+        karma_attention=_rows(lake, KarmaAttention),
         feature_group_values=groups.values if groups else None,
         feature_group_costs=groups.costs if groups else None,
-        relevance_metrics=lake.read(RelevanceMetrics) if _has_rows(lake, RelevanceMetrics) else None,
-        student_curves=lake.read(StudentCurves) if _has_rows(lake, StudentCurves) else None,
+        relevance_metrics=_rows(lake, RelevanceMetrics),
+        student_curves=_rows(lake, StudentCurves),
     )
     folder = lake.folder("reports")
     write_json(folder / "report.json", report_json(data, rankers[0] if rankers else config.baseline))
@@ -213,8 +224,9 @@ def _segment_rules(lake: Lake, chosen: Sequence[str] | None) -> dict[str, str]:
     return rules if chosen is None else {kind: rules[kind] for kind in chosen}
 
 
-def _has_rows(lake: Lake, schema: type[dy.Schema]) -> bool:
-    return lake.exists(schema) and lake.manifest(schema).rows > 0
+def _rows(lake: Lake, schema: type[S]) -> dy.DataFrame[S] | None:
+    """The table, where it is there and has any."""
+    return lake.read(schema) if lake.exists(schema) and lake.manifest(schema).rows else None
 
 
 def _write_tables(folder: Path, data: ReportData) -> list[Path]:

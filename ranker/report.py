@@ -19,6 +19,9 @@ from feature_repo.table_schemas import (
     EmbedderCurves,
     FeatureGroupCosts,
     FeatureGroupValues,
+    KarmaAttention,
+    KarmaCurves,
+    LearnAttention,
     RelevanceMetrics,
     SegmentMetrics,
     StudentCurves,
@@ -72,6 +75,9 @@ class ReportData:
     histograms: Mapping[tuple[str, str], ScoreHistogram] = field(default_factory=dict)
     """By (label, ranker): positives and negatives by score."""
     embedder_curves: dy.DataFrame[EmbedderCurves] | None = None
+    learn_attention: dy.DataFrame[LearnAttention] | None = None
+    karma_curves: dy.DataFrame[KarmaCurves] | None = None
+    karma_attention: dy.DataFrame[KarmaAttention] | None = None
     feature_group_values: dy.DataFrame[FeatureGroupValues] | None = None
     feature_group_costs: dy.DataFrame[FeatureGroupCosts] | None = None
     relevance_metrics: dy.DataFrame[RelevanceMetrics] | None = None
@@ -90,7 +96,10 @@ def render(data: ReportData) -> str:
     Returns:
         HTML text.
     """
-    from ranker import report_sections  # matplotlib takes a second to load, and only a report needs it
+    from ranker import (
+        report_embeddings,
+        report_sections,
+    )  # matplotlib takes a second to load, and only a report needs it
 
     rankers = list(dict.fromkeys(data.metrics["ranker"]))
     series = {ranker: place for place, ranker in enumerate(rankers)}
@@ -134,7 +143,9 @@ def render(data: ReportData) -> str:
         methods=list(dict.fromkeys(method for _, _, method in data.recalibrations)),
         distributions=report_sections.distributions(data.histograms, series),
         training=report_sections.training(data.curves, series),
-        embedder=report_sections.embedder(data.embedder_curves),
+        embeddings=report_embeddings.embeddings(
+            data.embedder_curves, data.learn_attention, data.karma_curves, data.karma_attention
+        ),
         definitions=DEFINITIONS,
     )
 

@@ -8,7 +8,6 @@ from markupsafe import Markup
 
 from feature_repo.table_schemas import (
     CalibrationMetrics,
-    EmbedderCurves,
     FeatureGroupCosts,
     FeatureGroupValues,
     RelevanceMetrics,
@@ -248,8 +247,3 @@ def training(curves: dy.DataFrame[TrainingCurves] | None, series: Mapping[str, i
         Markup(training_charts.training(f"training-{place}", ranker, by_ranker[ranker], series.get(ranker, place)))
         for place, ranker in enumerate(ordered)
     ]
-
-
-def embedder(curves: dy.DataFrame[EmbedderCurves] | None) -> list[Markup]:
-    """Charts of each embedding model that was trained."""
-    return [Markup(svg) for svg in training_charts.embedder(curves)] if curves is not None else []

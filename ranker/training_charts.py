@@ -1,4 +1,4 @@
-"""Training curves of rankers, of the embedding model and of the students of the relevance teacher."""
+"""Training curves of rankers and of the students of the relevance teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import matplotlib
 import polars as pl
 from matplotlib.ticker import MaxNLocator
 
-from feature_repo.table_schemas import EmbedderCurves, StudentCurves, TrainingCurves
+from feature_repo.table_schemas import StudentCurves, TrainingCurves
 from ranker.charts import INK, STYLE, canvas, series_colour, series_marker, svg
 
 
@@ -70,25 +70,17 @@ def training(name: str, title: str, curves: Sequence[TrainingCurve], series: int
         return svg(figure, name, f"{title}. Validation loss from first to best epoch, {'; '.join(ends)}.")
 
 
-def embedder(curves: dy.DataFrame[EmbedderCurves]) -> list[str]:
-    """For each embedding model its training loss, then its validation recall where it was measured."""
-    return _loss_then_metric("embedder", curves, "method", "validation_recall", "recall")
-
-
 def students(curves: dy.DataFrame[StudentCurves]) -> list[str]:
-    """The same, with ROC-AUC of held-out pairs, for each student that was trained for more than one epoch."""
-    several = curves.filter(pl.len().over("student") > 1)
-    return _loss_then_metric("student", several, "student", "validation_roc_auc", "ROC-AUC")
-
-
-def _loss_then_metric(name: str, curves: pl.DataFrame, of: str, metric: str, unit: str) -> list[str]:
-    """For each model that the column `of` names: two charts, or one where the metric was not measured."""
+    """Training loss of each student of more than one epoch, then ROC-AUC of held-out pairs where it was measured."""
+    metric = "validation_roc_auc"
     drawn: list[str] = []
-    for (model,), run in curves.sort(of, "epoch").group_by(of, maintain_order=True):
-        drawn.append(_by_epoch(f"{name}-{len(drawn)}", f"{model}: training loss", run, "train_loss", "loss"))
+    several = curves.filter(pl.len().over("student") > 1)
+    for (student,), run in several.sort("student", "epoch").group_by("student", maintain_order=True):
+        drawn.append(_by_epoch(f"student-{len(drawn)}", f"{student}: training loss", run, "train_loss", "loss"))
         measured = run.filter(pl.col(metric).is_not_null())
         if measured.height:
-            drawn.append(_by_epoch(f"{name}-{len(drawn)}", f"{model}: validation {unit}", measured, metric, unit))
+            title = f"{student}: validation ROC-AUC"
+            drawn.append(_by_epoch(f"student-{len(drawn)}", title, measured, metric, "ROC-AUC"))
     return drawn
 
 

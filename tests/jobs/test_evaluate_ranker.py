@@ -19,6 +19,9 @@ from feature_repo.table_schemas import (
     FeatureGroupValues,
     Impressions,
     ImpressionSegments,
+    KarmaAttention,
+    KarmaCurves,
+    LearnAttention,
     RankerPredictions,
     RelevanceMetrics,
     SegmentMetrics,
@@ -342,6 +345,10 @@ def test_feature_groups_are_shown_where_they_are_of_the_predictions_judged(
                 "epoch": [0, 1],
                 "train_loss": [2.0, 1.0],
                 "validation_recall": [0.1, 0.2],
+                "participation_ratio": [5.0, 6.0],
+                "effective_rank": [7.0, 8.0],
+                "uniformity": -2.0,
+                "alignment": 1.0,
                 "seconds": 1.0,
                 "is_best": [False, True],
             },
@@ -385,6 +392,60 @@ def test_relevance_is_shown_where_its_tables_have_rows(lake: Lake) -> None:
     assert "20 pairs that people judged, of 5 test queries" in page()
     assert relevance() == {"metrics": judged.to_dicts(), "student_curves": None}
     assert pl.read_parquet(reports / "relevance_metrics.parquet").equals(lake.read(RelevanceMetrics))
+
+
+def test_embedding_models_are_shown_where_their_tables_have_rows(lake: Lake) -> None:
+    fill(lake)
+
+    def page() -> str:
+        run(lake, Config(num_draws=100))
+        return (lake.folder("reports") / "report.html").read_text()
+
+    of_none = page()
+    assert 'id="embeddings"' not in of_none
+    for schema in (EmbedderCurves, LearnAttention, KarmaCurves, KarmaAttention):
+        lake.write(schema, schema.create_empty())  # what the steps write in a lake that does without
+    assert sections(page()) == sections(of_none)
+    means = [{"layer": 1, "head": 1, "top1_mass": 0.5, "top4_mass": 1.0, "column_entropy": 0.9, "column_means": [1.0]}]
+    lake.write(
+        LearnAttention,
+        pl.DataFrame(
+            [{"moment": moment, **row} for moment in ("untouched", "fitted") for row in means],
+            schema=LearnAttention.create_empty().schema,
+        ),
+    )
+    lake.write(
+        KarmaCurves,
+        pl.DataFrame(
+            [
+                {"epoch": epoch, "stage": stage, "validation_recall": 0.1, "seconds": 1.0, "is_best": epoch == 0}
+                for epoch, stage in ((-1, "untouched"), (0, "joint"))
+            ],
+            schema=KarmaCurves.create_empty().schema,
+        ),
+    )
+    told = re.findall(r'aria-label="((?:LEARN|KARMA): [^"]*?),? by (?:layer|epoch)', page())
+    assert told == [
+        "LEARN: heaviest position of a head",
+        "LEARN: attention by position",
+        "KARMA: recall of held-out items",
+    ]
+
+
+def test_curves_written_before_health_was_measured_are_shown_as_far_as_they_go(lake: Lake) -> None:
+    fill(lake)
+    row = {"method": "learn", "epoch": 0, "train_loss": 1.0, "validation_recall": 0.1, "seconds": 1.0, "is_best": True}
+    lake.write(EmbedderCurves, pl.DataFrame([row], schema=EmbedderCurves.create_empty().schema))
+    (file,) = lake.parquet_files(EmbedderCurves)
+    pl.read_parquet(file).drop("participation_ratio", "effective_rank", "uniformity", "alignment").write_parquet(file)
+    manifest = file.parent / "manifest.json"
+    written = json.loads(manifest.read_text())
+    written["shards"][0]["bytes"] = file.stat().st_size
+    manifest.write_text(json.dumps(written))
+    run(lake, Config(num_draws=100))
+    page = (lake.folder("reports") / "report.html").read_text()
+    assert "LEARN: recall of held-out items" in page
+    assert "LEARN: user vectors" not in page
 
 
 def sections(page: str) -> str:

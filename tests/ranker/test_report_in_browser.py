@@ -159,7 +159,7 @@ def feature_groups(rng: np.random.Generator) -> tuple[Any, Any]:
     return frame(tables.FeatureGroupValues, values), frame(tables.FeatureGroupCosts, costs)
 
 
-def curves() -> tuple[Any, Any]:
+def curves() -> Any:
     rankers = [
         {"ranker": ranker, "seed": seed, "epoch": epoch, "train_loss": 0.5 / (1 + epoch) + 0.01 * seed}
         | {"validation_loss": 0.4 + 0.02 / (1 + epoch), "seconds": 1.0, "is_best": epoch == 7}
@@ -167,12 +167,58 @@ def curves() -> tuple[Any, Any]:
         for seed in range(3)
         for epoch in range(9)
     ]
-    embedder = [
-        {"method": "learn", "epoch": epoch, "train_loss": 5.0 / (1 + epoch), "validation_recall": 0.05 * epoch}
-        | {"seconds": 9.0, "is_best": epoch == 8}
-        for epoch in range(9)
-    ]
-    return frame(tables.TrainingCurves, rankers), frame(tables.EmbedderCurves, embedder)
+    return frame(tables.TrainingCurves, rankers)
+
+
+def embedder_curves() -> Any:
+    return frame(
+        tables.EmbedderCurves,
+        [
+            {"method": "learn", "epoch": epoch, "train_loss": 5.0 / (1 + epoch), "validation_recall": 0.05 * epoch}
+            | {"participation_ratio": 11.0 + epoch, "effective_rank": 21.0 + epoch, "uniformity": -2.5}
+            | {"alignment": 0.9, "seconds": 9.0, "is_best": epoch == 8}
+            for epoch in range(9)
+        ],
+    )
+
+
+def karma_curves() -> Any:
+    """Before training, two epochs of warm-up, four of all losses but that of images."""
+    return frame(
+        tables.KarmaCurves,
+        [
+            {"epoch": epoch, "stage": "untouched" if epoch < 0 else "warm_up" if epoch < 2 else "joint"}
+            | {"train_loss": None if epoch < 0 else 9.0 / (2 + epoch)}
+            | {"action_loss": None if epoch < 2 else 3.0 / epoch}
+            | {"generation_loss": None if epoch < 0 else 5.0 / (2 + epoch)}
+            | {"reconstruction_loss": None if epoch < 2 else 5.5 / epoch}
+            | {"validation_recall": 0.02 + 0.01 * epoch, "title_similarity": 0.06 + 0.002 * epoch}
+            | {"participation_ratio": 9.0 + epoch, "effective_rank": 15.0 + 2 * epoch, "uniformity": -2.0}
+            | {"alignment": 0.9, "top1_mass": 0.5 - 0.02 * epoch, "top4_mass": 0.7 - 0.02 * epoch}
+            | {"column_entropy": 0.5, "share_of_sink_heads": 0.75, "title_perplexity": 41.0 + epoch}
+            | {"seconds": 9.0, "is_best": epoch == 4}
+            for epoch in range(-1, 6)
+        ],
+    )
+
+
+def attention(schema: type[dy.Schema], layers: int, heads: int, rng: np.random.Generator) -> Any:
+    """Most of the weight on the first of 48 positions, once trained on another four, too."""
+    rows = []
+    for moment in ("untouched", "fitted"):
+        for layer in range(1, layers + 1):
+            for head in range(1, heads + 1):
+                means = rng.random(48) / 48
+                means[0] += rng.random()
+                if moment == "fitted":
+                    means[[5, 6, 20, 33]] += 0.2 * layer / layers
+                means /= means.sum()
+                heaviest = np.sort(means)[::-1]
+                rows.append(
+                    {"moment": moment, "layer": layer, "head": head, "top1_mass": heaviest[0]}
+                    | {"top4_mass": heaviest[:4].sum(), "column_entropy": 0.5, "column_means": means.tolist()}
+                )
+    return frame(schema, rows)
 
 
 def relevance(rng: np.random.Generator) -> tuple[Any, Any]:
@@ -197,7 +243,6 @@ def report(rankers: Sequence[str]) -> ReportData:
     """Rankers of 3 seeds, 50 segments, 3 labels, everything that a report can show."""
     assert len(SEGMENTS) == 50
     rng = np.random.default_rng(0)
-    trained, embedded = curves()
     values, costs = feature_groups(rng)
     scorers, students = relevance(rng)
     runs = [(label, ranker) for label in LABELS for ranker in rankers]
@@ -212,14 +257,17 @@ def report(rankers: Sequence[str]) -> ReportData:
         created=start,
         label_rule="A click is a click.",
         segment_rules=[f"{kind}: as it says." for kind in KINDS],
-        curves=trained,
+        curves=curves(),
         windows=[Window("test", start, start + dt.timedelta(days=7), start + dt.timedelta(days=9), 400_000)],
         provenance={"Commit": "0123456789ab", "Command": "tailrank run evaluate_ranker " + "--set a.b=c " * 12},
         configuration="{\n" + '  "key": "a long line of configuration that goes on and on and on"\n' * 30 + "}",
         calibration_metrics=calibration_metrics(rng, rankers),
         recalibrations={(*run, method): [calibration(rng)] for run in runs for method in METHODS[1:]},
         histograms={run: ScoreHistogram(edges, counts, counts[::-1], is_logarithmic=True) for run in runs},
-        embedder_curves=embedded,
+        embedder_curves=embedder_curves(),
+        learn_attention=attention(tables.LearnAttention, 2, 4, rng),
+        karma_curves=karma_curves(),
+        karma_attention=attention(tables.KarmaAttention, 30, 9, rng),
         feature_group_values=values,
         feature_group_costs=costs,
         relevance_metrics=scorers,
@@ -416,7 +464,7 @@ def test_without_its_script_the_page_shows_every_row_of_every_table(browser: Any
     page = context.new_page()
     page.goto(address)
     shown = page.locator("table")
-    assert shown.count() == 15
+    assert shown.count() == 16
     assert all(table.is_visible() for table in shown.all())
     assert page.locator("#table-clicked tbody tr:visible").count() == 100
     assert page.locator(".tools:visible").count() == 0
@@ -426,7 +474,7 @@ def test_without_its_script_the_page_shows_every_row_of_every_table(browser: Any
 
 def test_every_link_leads_to_a_section(wide: Any) -> None:
     links = wide.locator("nav a")
-    assert links.count() == 11
+    assert links.count() == 12
     targets = [link.get_attribute("href") for link in links.all()]
     assert all(wide.locator(f"h2{target}").is_visible() for target in targets)
 
@@ -437,6 +485,28 @@ def test_the_names_of_scorers_are_whole_on_a_phone(page: Any) -> None:
     name = page.locator("#table-relevance-all tbody th").last
     select = "const text = document.createRange(); text.selectNodeContents(one)"
     assert name.evaluate(f"one => {{ {select}; return text.getClientRects().length; }}") == 1
+
+
+@pytest.mark.parametrize("width", [1280, 380])
+def test_charts_of_embedding_models_are_whole_and_in_rows_where_there_is_room(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    charts = page.locator("section[aria-labelledby=embeddings] .panel svg")
+    boxes = [chart.bounding_box() for chart in charts.all()]
+    assert len(boxes) == 3 + 2 + 6 + 2
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    assert (boxes[0]["y"] == boxes[1]["y"]) == (width == 1280)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_sink_stands_out_from_what_is_hardly_looked_at(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    cells = page.locator("svg[aria-label^='KARMA: attention by position'] path[style*='--ink']")
+    ink = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')").strip()
+    filled = cells.last.evaluate("one => getComputedStyle(one).fill")
+    assert [int(n) for n in re.findall(r"\d+", filled)] == [int(ink[n : n + 2], 16) for n in (1, 3, 5)]
+    shades = [float(cell.evaluate("one => getComputedStyle(one).opacity")) for cell in cells.all()]
+    assert max(shades) == 1.0
+    assert min(shades) <= 0.2
 
 
 def test_header_cells_are_named_by_the_metric_above_them(wide: Any) -> None:
