@@ -64,7 +64,8 @@ class KarmaTowers(nn.Module):
         nn.init.constant_(self.adapter_norm.weight, float(embedding_VD.square().mean().sqrt()))
         self.read_out_D = nn.Parameter(embedding_VD.mean(dim=0))
         self.user_norm = nn.RMSNorm(width)
-        self.user_head = nn.Linear(width, shape.output_dim, bias=False)
+        self.user_head = nn.Linear(width, shape.output_dim)
+        nn.init.zeros_(self.user_head.bias)
         self.item_head = nn.Sequential(
             nn.Linear(feature_dim, shape.item_hidden), nn.GELU(), nn.Linear(shape.item_hidden, shape.output_dim)
         )
@@ -81,6 +82,23 @@ class KarmaTowers(nn.Module):
                 self.shortcut.weight.zero_()
                 wanted_dC = directions_CC[:, -self.shape.output_dim :].T
                 self.shortcut.weight[: len(wanted_dC), : content_NC.shape[1]] = wanted_dC
+
+    @torch.no_grad()
+    def centre(self, packed: Packed, rows: Tensor) -> None:
+        """Give both sides a bias so that users and items, as yet untrained, lie around the origin [NF->P].
+
+        States of a language model share one large direction: without it, all users begin at one point of the sphere,
+        and the first epochs are spent on getting away from it.
+
+        Args:
+            packed: a sample of histories.
+            rows: a sample of the catalogue.
+        """
+        state_KD, _ = self.read_out(packed, self.states(packed))
+        self.user_head.bias.sub_(self.user_head(self.user_norm(state_KD.float())).mean(dim=0))
+        last = self.item_head[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.sub_(self.item_head(self.features(rows)).mean(dim=0))
 
     def items(self, rows: Tensor) -> Tensor:
         """Vectors of catalogue rows, [..., d] unit norm. Padding is read as row 0: meaningless, but finite."""

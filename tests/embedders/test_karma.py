@@ -12,7 +12,7 @@ from embedders.causal_lm import CausalLM
 from embedders.histories import PADDING
 from embedders.karma import KarmaNetwork
 from embedders.karma_features import FrozenFeatures
-from embedders.karma_packing import KarmaBatch
+from embedders.karma_packing import KarmaBatch, pack
 from embedders.karma_towers import KarmaShape
 
 NUM_ITEMS, CONTENT, IMAGE = 12, 6, 5
@@ -233,3 +233,22 @@ def test_the_read_out_starts_as_words_and_as_large_as_a_word(make_network: Calla
     torch.testing.assert_close(network.towers.read_out_D.square().mean().sqrt(), typical)
     prefix_MD = network.prefix(torch.nn.functional.normalize(torch.randn(200, 8), dim=1)).detach()
     assert 0.8 < float(prefix_MD.square().mean().sqrt() / typical) < 1.25
+
+
+def test_centred_users_and_items_lie_around_the_origin(make_network: Callable[..., KarmaNetwork]):
+    network = make_network()
+    towers = network.towers
+    histories = np.array([[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 0]])
+    packed = pack(histories, np.full((6, 1), 2), instruction=towers.instruction)
+
+    def lengths_of_means() -> tuple[float, float]:
+        with torch.inference_mode():
+            users, items = towers.users(packed), towers.items(torch.arange(NUM_ITEMS))
+        return float(users.mean(dim=0).norm()), float(items.mean(dim=0).norm())
+
+    users_before, items_before = lengths_of_means()
+    towers.centre(packed, torch.arange(NUM_ITEMS))
+    users, items = lengths_of_means()
+    assert users < 0.6 < users_before  # of unit vectors: 1 is one point
+    assert items < 0.6
+    assert items <= items_before
