@@ -14,14 +14,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
-from embedders.contrastive import SCALE
 from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.histories import PADDING
 from embedders.karma import KarmaNetwork
@@ -36,62 +35,14 @@ from embedders.karma_curve import (
 )
 from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
 from embedders.karma_losses import ImageFlow
-from embedders.karma_objective import Action, Image, KarmaObjective
+from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
+from embedders.karma_settings import Image, KarmaSettings
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma"]
 
 ITEMS_CENTRED = 4096
 """A sample of the catalogue that says where the middle is."""
-
-
-@dataclass(frozen=True)
-class KarmaSettings:
-    """What is learnt, how long, how fast. All but the terms themselves is ours [NF->P]."""
-
-    action: Action = "pairwise"
-    """L_act. pairwise: every negative by itself below the target (the paper's). infonce: softmax over all of them."""
-    scale: float | None = SCALE
-    """Of the cosines in L_act; None: the raw dot product of unit vectors."""
-    decodability: float = 0.5
-    """lambda, of all that is decoded; 0: action alone, and nothing is decoded."""
-    generation: bool = True
-    """L_gen: the target's title, with the history in sight."""
-    reconstruction: bool = True
-    """L_recon: the target's title, from the user's vector alone."""
-    image: Image = "off"
-    """L_img: the target's picture, told from the state at the read-out (history) or from the user's vector."""
-    read_outs: int = 4
-    """Of a user and epoch, at most: places of the window that are predicted from what is before them."""
-    decoded: int = 1
-    """How many of these also decode their title: each costs about 20 tokens a decoder, a read-out about one."""
-    exposed: int = 4
-    """Items shown beside a target and not clicked that a read-out takes as negatives, at most."""
-    query_share: float = 0.5
-    """Of the read-outs with a query, how many see it: the vector must also be good without one."""
-    warm_up_epochs: int = 0
-    """Epochs of stage 0, before those of `epochs`; by L_gen, whatever `generation` says of stage 1."""
-    epochs: int = 5
-    """Most passes over the users in stage 1."""
-    patience: int = 1
-    """Validations of stage 1 without a better one before training stops."""
-    batch_size: int = 16
-    """Users a step, of all processes together; the negatives are those of one process."""
-    learning_rate: float = 1e-3
-    """Of what is new beside the language model, at its peak."""
-    language_model_rate: float = 1e-4
-    """Of the language model or its LoRA adapters, at its peak."""
-    warmup: float = 0.1
-    """Share of a stage's steps until the peak."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the passes; weights, losses and optimizer are float32. auto: bfloat16 on a GPU, float32 on a CPU. bfloat16: on
-    a CPU, too, where it has AMX."""
-    frozen_language_model: bool = False
-    """The comparison: only what is new beside the language model learns."""
-    seed: int = 0
-    """Of the order, the windows, the read-outs, the flow's noise and first weights, dropout."""
 
 
 @dataclass
@@ -299,7 +250,8 @@ def _untouched(
 
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], epoch: int, settings: KarmaSettings) -> None:
     """After every step: one such step spoils all weights, and an epoch of a language model may be an hour."""
-    if not math.isfinite(float(loss.detach())):
+    value = float(loss.detach())
+    if not math.isfinite(value):
         parts = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
         raise ValueError(
             f"fit_karma: the training loss became {value} in epoch {epoch} (seed {settings.seed}; {parts}). "

@@ -9,7 +9,6 @@ Letters: K read-outs, M exposed items of one, d output width, V of images.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,7 @@ from embedders.histories import PADDING
 from embedders.karma import KarmaNetwork, KarmaPass
 from embedders.karma_losses import ImageFlow, flow_loss, infonce_action_loss, pairwise_action_loss, title_loss
 from embedders.karma_packing import KarmaBatch
-
-Action = Literal["pairwise", "infonce"]
-Image = Literal["off", "history", "vector"]
+from embedders.karma_settings import Action, Image
 
 
 class KarmaObjective(nn.Module):
