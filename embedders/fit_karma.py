@@ -5,7 +5,8 @@
 
 What we keep: the joint loss; a frozen language model and action alone are the comparisons. Ours [NF->P], because the
 paper's schedule, rates and sizes could not be read: the two stages, two learning rates, several read-outs of a window
-(`embedders.karma_draws`), early stop on validation recall. The loop is that of `embedders.fit_learn`.
+(`embedders.karma_draws`), users and items centred before the first step (`KarmaTowers.centre`), early stop on
+validation recall. The loop is that of `embedders.fit_learn`.
 
 Everything drawn is a function of (seed, epoch, process): a run that goes on from a checkpoint ends in the same bits.
 """
@@ -80,7 +81,7 @@ def fit_karma(
         stopwatch: seconds from any origin.
 
     Returns:
-        The curve. Where there is a validation it begins with a row of epoch -1, the network untouched.
+        The curve. Where there is a validation it begins with a row of epoch -1: the network centred, before any step.
 
     Raises:
         ValueError: fewer than two users have a history and a target, the catalogue and the titles differ in length,

@@ -238,6 +238,13 @@ def test_a_term_that_is_off_has_no_loss_and_the_others_add_up(
     assert network.image_flow is None  # in training only
 
 
+def test_a_catalogue_without_a_single_title_is_learnt_from_actions_alone(make_network: MakeNetwork) -> None:
+    curve = fitted(make_network(), KarmaLog(world(12).sequences, [[]] * (NUM_ITEMS + NUM_NEW)), warm_up_epochs=1)
+    assert curve[0].train_loss == 0.0
+    assert {(row.generation_loss, row.reconstruction_loss) for row in curve} == {(None, None)}
+    assert curve[1].action_loss == curve[1].train_loss
+
+
 def test_titles_are_learnt_from_the_vector_as_far_as_it_tells_them(make_network: MakeNetwork) -> None:
     """Half of a title is its parity, which the vector knows; the other half is anybody's guess."""
     curve = fitted(make_network(), epochs=12, decoded=2, read_outs=2, decodability=1.0)
