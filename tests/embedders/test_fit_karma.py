@@ -126,7 +126,7 @@ def test_losses_fall_and_unseen_items_are_told_by_their_content(make_network: Ma
 def fitted(
     network: KarmaNetwork, log: KarmaLog | None = None, watch: KarmaWatch | None = None, **changes: Any
 ) -> tuple[KarmaEpochRow, ...]:
-    return fit_karma(network, log or world(), replace(QUICK, **changes), watch=watch, stopwatch=lambda: 0.0)
+    return fit_karma(network, log or world(24), replace(QUICK, **changes), watch=watch, stopwatch=lambda: 0.0)
 
 
 def same(one: KarmaNetwork, other: KarmaNetwork) -> bool:
@@ -247,7 +247,7 @@ def test_a_catalogue_without_a_single_title_is_learnt_from_actions_alone(make_ne
 
 def test_titles_are_learnt_from_the_vector_as_far_as_it_tells_them(make_network: MakeNetwork) -> None:
     """Half of a title is its parity, which the vector knows; the other half is anybody's guess."""
-    curve = fitted(make_network(), epochs=12, decoded=2, read_outs=2, decodability=1.0)
+    curve = fitted(make_network(), world(), epochs=12, decoded=2, read_outs=2, decodability=1.0)
     words = len(world().titles[0]) + 1  # and the end
     assert curve[0].reconstruction_loss is not None
     assert curve[-1].reconstruction_loss is not None
@@ -256,7 +256,7 @@ def test_titles_are_learnt_from_the_vector_as_far_as_it_tells_them(make_network:
 
 
 def test_pictures_are_learnt_from_the_vector(make_network: MakeNetwork) -> None:
-    curve = fitted(make_network(images=True), epochs=10, image="vector", generation=False, reconstruction=False)
+    curve = fitted(make_network(images=True), epochs=8, image="vector", generation=False, reconstruction=False)
     assert curve[0].image_loss is not None
     assert curve[-1].image_loss is not None
     assert curve[-1].image_loss < curve[0].image_loss
@@ -323,7 +323,7 @@ def test_queries_and_what_was_shown_and_passed_over_are_learnt_from(make_network
 
 def test_a_bfloat16_pass_learns_the_same(make_network: MakeNetwork) -> None:
     network = make_network()
-    fitted(network, epochs=10, read_outs=4, precision="bfloat16")
+    fitted(network, world(), epochs=8, read_outs=4, precision="bfloat16")
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
     assert share_of_new_items_with_the_right_parity(network) >= 0.9
 
