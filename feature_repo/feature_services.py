@@ -6,6 +6,8 @@ from feature_views import (
     item_attributes,
     item_content,
     item_content_version,
+    item_karma,
+    item_karma_version,
     item_learn,
     item_learn_version,
     item_relevance,
@@ -18,15 +20,19 @@ from feature_views import (
     user_content,
     user_content_version,
     user_history,
+    user_interest_karma,
+    user_interest_karma_version,
     user_interest_learn,
     user_interest_learn_version,
     user_item_content_cosine,
+    user_item_karma_cosine,
     user_item_learn_cosine,
 )
 
 BASE = [user_activity, user_history, item_activity, item_attributes]
 CONTENT = [user_content_version, user_content, item_content_version, item_content, user_item_content_cosine]
 LEARN = [user_interest_learn_version, user_interest_learn, item_learn_version, item_learn, user_item_learn_cosine]
+KARMA = [user_interest_karma_version, user_interest_karma, item_karma_version, item_karma, user_item_karma_cosine]
 RELEVANCE = [
     query_relevance_version,
     query_relevance[["query_relevance_embedding"]],
@@ -60,10 +66,26 @@ ranker_learn_v1 = FeatureService(
     tags={"made_by": "tailrank", "stage": "candidate"},
 )
 
+ranker_karma_v1 = FeatureService(
+    name="ranker_karma_v1",
+    features=[*BASE, *CONTENT, *KARMA],
+    description="ranker_content_v1, and what users want and items offer, as a language model reads histories (KARMA).",
+    owner="tailrank",
+    tags={"made_by": "tailrank", "stage": "candidate"},
+)
+
 ranker_relevance_v1 = FeatureService(
     name="ranker_relevance_v1",
     features=[*BASE, *CONTENT, *RELEVANCE],
     description="ranker_content_v1, and how relevant items are to queries, distilled from a teacher (ELLM-rele, MKD).",
+    owner="tailrank",
+    tags={"made_by": "tailrank", "stage": "candidate"},
+)
+
+ranker_all_v1 = FeatureService(
+    name="ranker_all_v1",
+    features=[*BASE, *CONTENT, *LEARN, *KARMA, *RELEVANCE],
+    description="All of them: ranker_content_v1 with LEARN, KARMA and relevance.",
     owner="tailrank",
     tags={"made_by": "tailrank", "stage": "candidate"},
 )

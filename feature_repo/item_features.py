@@ -88,3 +88,18 @@ def item_learn_views(item: Entity, *, lake: str | None = None) -> tuple[FeatureV
         description="Whom an item's text appeals to, as a unit vector near such users' (LEARN, item tower).",
         lake=lake,
     )
+
+
+def item_karma_views(item: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
+    """`item_karma_version` and `item_karma`: known from the end of KARMA's training log on, null before."""
+    return vector_views(
+        item,
+        name="item_karma",
+        table="item_karma_embeddings",
+        grain="One row per (item, time it was embedded).",
+        table_key="item_id",
+        id_feature="item_karma_vector_id",
+        vector_feature="item_karma_embedding",
+        description="Whom an item's text and picture appeal to, as a unit vector near such users' (KARMA, item side).",
+        lake=lake,
+    )

@@ -64,6 +64,16 @@ def user_item_learn_cosine_view(user_interest_learn: FeatureView, item_learn: Fe
     )
 
 
+def user_item_karma_cosine_view(user_interest_karma: FeatureView, item_karma: FeatureView) -> OnDemandFeatureView:
+    """How close an item is to what a user wants next: what KARMA's action loss is about."""
+    return _cosine_view(
+        "user_item_karma_cosine",
+        user_interest_karma,
+        item_karma,
+        "How close an item is to what a user wants next, as KARMA sees it.",
+    )
+
+
 def relevance_on_demand_view(query_relevance: FeatureView, item_relevance: FeatureView) -> OnDemandFeatureView:
     """How relevant an item is to a query, for any pair: the calibrated cosine of their vectors.
 

@@ -86,3 +86,19 @@ def user_learn_views(user: Entity, *, lake: str | None = None) -> tuple[FeatureV
         beside_id=[scalar("user_learn_num_items", "items of the history that had a content vector", Int64)],
         lake=lake,
     )
+
+
+def user_karma_views(user: Entity, *, lake: str | None = None) -> tuple[FeatureView, FeatureView]:
+    """`user_interest_karma_version` and `user_interest_karma`: known from the end of KARMA's training log on."""
+    return vector_views(
+        user,
+        name="user_interest_karma",
+        table="user_karma_interests",
+        grain="One row per (user, midnight after a day with clicks).",
+        table_key="user_id",
+        id_feature="user_karma_vector_id",
+        vector_feature="user_karma_interest",
+        description="What a user wants next, as a unit vector that a language model can put into words (KARMA).",
+        beside_id=[scalar("user_karma_num_items", "items of the history that had a content vector", Int64)],
+        lake=lake,
+    )

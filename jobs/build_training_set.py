@@ -49,7 +49,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
     services: tuple[str, ...] = Field(default=("ranker_base_v1", "ranker_content_v1", "ranker_learn_v1"), min_length=1)
     """Feature services whose features are joined, together: the rankers to be compared see the same rows. By default
-    those of the methods that are switched on ([fit_embedder], [label_relevance]: enabled)."""
+    those of the methods that are switched on ([fit_embedder], [fit_embedder_karma], [label_relevance]: enabled)."""
 
     test_days: PositiveInt = 7
     """Days at the end of the log for the test."""

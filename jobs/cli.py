@@ -150,7 +150,10 @@ def run(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(help="How embed_items and embed_users embed: content (what the text says) or learn (LEARN)."),
+        typer.Option(
+            help="Whose model fit_embedder, embed_items and embed_users are about: content (what the text says), learn "
+            "(LEARN) or karma (KARMA)."
+        ),
     ] = "content",
     force: ForceOption = False,
 ) -> None:
@@ -159,7 +162,16 @@ def run(
     if unknown:
         fail(f"there is no step {unknown[0]!r}; the steps are {', '.join(flow.STEPS)}", code=2)
     overrides = {"embed_items": {"backbone": backbone}} if backbone else None
-    _run(read_settings(config, lake, settings, overrides), _steps_of_method(steps, method), force)
+    named = _steps_of_method(steps, method)
+    chosen = read_settings(config, lake, settings, overrides)
+    model = flow.METHODS[method].get("fit_embedder")
+    if model and not chosen.steps[model].model_dump()["enabled"]:
+        fail(
+            f"--method {method}: this lake does without it. Set [{model}] enabled = true, or add --set "
+            f"{model}.enabled=true",
+            code=2,
+        )
+    _run(chosen, named, force)
 
 
 app.command()(cli_judging.evaluate)
@@ -175,7 +187,7 @@ def _steps_of_method(steps: list[str] | None, method: str) -> list[str] | None:
     instead = flow.METHODS[method]
     if instead and not set(steps or ()) & instead.keys():
         fail(
-            f"--method {method} says how {' and '.join(instead)} embed: name one of them, or leave --method out",
+            f"--method {method} says what {', '.join(instead)} are about: name one of them, or leave --method out",
             code=2,
         )
     return [instead.get(name, name) for name in steps] if steps else steps

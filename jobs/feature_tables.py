@@ -13,6 +13,7 @@ import dataframely as dy
 from feature_repo.table_schemas import (
     ItemActivity,
     ItemContentEmbeddings,
+    ItemKarmaEmbeddings,
     ItemLearnEmbeddings,
     ItemRelevanceEmbeddings,
     Items,
@@ -21,6 +22,7 @@ from feature_repo.table_schemas import (
     UserActivity,
     UserContentInterests,
     UserHistories,
+    UserKarmaInterests,
     UserLearnInterests,
 )
 from jobs.lake import table_name
@@ -37,6 +39,8 @@ STEPS_TO_WRITE: dict[type[dy.Schema], tuple[str, ...]] = {
     UserContentInterests: ("embed_users",),
     ItemLearnEmbeddings: ("fit_embedder", "embed_items_learn"),
     UserLearnInterests: ("fit_embedder", "embed_users_learn"),
+    ItemKarmaEmbeddings: ("fit_embedder_karma", "embed_items_karma"),
+    UserKarmaInterests: ("fit_embedder_karma", "embed_users_karma"),
     QueryEmbeddings: ("label_relevance", "distill_relevance"),
     ItemRelevanceEmbeddings: ("label_relevance", "distill_relevance"),
     QueryItemRelevance: ("label_relevance", "distill_relevance"),

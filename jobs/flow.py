@@ -29,10 +29,14 @@ STEPS = (
     "aggregate_activity",
     "collect_histories",
     "embed_items",
+    "embed_images",
     "embed_users",
     "fit_embedder",
     "embed_items_learn",
     "embed_users_learn",
+    "fit_embedder_karma",
+    "embed_items_karma",
+    "embed_users_karma",
     "label_relevance",
     "distill_relevance",
     "publish_features",
@@ -45,11 +49,21 @@ STEPS = (
 
 METHODS: Mapping[str, Mapping[str, str]] = {
     "content": {},
-    "learn": {"embed_items": "embed_items_learn", "embed_users": "embed_users_learn"},
+    "learn": {
+        "fit_embedder": "fit_embedder",
+        "embed_items": "embed_items_learn",
+        "embed_users": "embed_users_learn",
+    },
+    "karma": {
+        "fit_embedder": "fit_embedder_karma",
+        "embed_items": "embed_items_karma",
+        "embed_users": "embed_users_karma",
+    },
 }
-"""How items and users are embedded: method -> the step that does it instead of the one named."""
+"""Whose model is trained, and how items and users are embedded: method -> the step that does it instead of the one
+named."""
 
-SOURCES = ("simulate", "movielens", "online_retail", "columns", "judged_pairs")
+SOURCES = ("simulate", "movielens", "online_retail", "fashion_traffic", "columns", "judged_pairs")
 """Modules of `jobs.raw_sources`."""
 
 NEED_IMPRESSIONS = (
@@ -59,6 +73,9 @@ NEED_IMPRESSIONS = (
     "fit_embedder",
     "embed_items_learn",
     "embed_users_learn",
+    "fit_embedder_karma",
+    "embed_items_karma",
+    "embed_users_karma",
     "build_training_set",
     "assign_segments",
     "train_ranker",
@@ -98,7 +115,8 @@ class Step:
     def outside_inputs(self, config: BaseModel) -> str | None:
         """Identity of what the step reads outside the lake (raw files), if it says so."""
         digest = getattr(self.module, "outside_inputs", None)
-        return None if digest is None else str(digest(config))
+        found: str | None = None if digest is None else digest(config)
+        return found
 
 
 class LedgerEntry(BaseModel, frozen=True):

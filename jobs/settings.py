@@ -26,9 +26,10 @@ ENVIRONMENT_PREFIX = "TAILRANK__"
 
 
 class Switch(NamedTuple):
-    """A method that a team has or has not, by `enabled` of a step, and what is trained with it."""
+    """A method that a team has or has not, by `enabled` of its steps, and what is trained with it."""
 
-    step: str
+    steps: tuple[str, ...]
+    """All of them must be on."""
     service: str
     """Feature service that needs the method."""
     rankers: tuple[str, ...]
@@ -36,8 +37,10 @@ class Switch(NamedTuple):
 
 
 SWITCHES = (
-    Switch("fit_embedder", "ranker_learn_v1", ("learn", "gbdt_learn")),
-    Switch("label_relevance", "ranker_relevance_v1", ("relevance",)),
+    Switch(("fit_embedder",), "ranker_learn_v1", ("learn", "gbdt_learn")),
+    Switch(("fit_embedder_karma",), "ranker_karma_v1", ("karma",)),
+    Switch(("label_relevance",), "ranker_relevance_v1", ("relevance",)),
+    Switch(("fit_embedder", "fit_embedder_karma", "label_relevance"), "ranker_all_v1", ("all",)),
 )
 """What the settings do not name, services and rankers, follows from which methods are switched on."""
 
@@ -154,11 +157,13 @@ def _follow_switches(merged: dict[str, Any], where: str) -> None:
         return
     services = list(flow.step("build_training_set").config_class().model_dump()["services"])
     rankers = flow.step("train_ranker").config_class().model_dump()["rankers"]
+
+    def enabled(step: str) -> bool:
+        config = _validate(flow.step(step).config_class, merged.get(step, {}), f"{where}: [{step}]")
+        return bool(config.model_dump()["enabled"])
+
     for switch in SWITCHES:
-        config = _validate(
-            flow.step(switch.step).config_class, merged.get(switch.step, {}), f"{where}: [{switch.step}]"
-        )
-        if config.model_dump()["enabled"]:
+        if all(map(enabled, switch.steps)):
             services += [] if switch.service in services else [switch.service]
             rankers |= {name: PRESETS[name].model_dump() for name in switch.rankers}
         else:

@@ -51,12 +51,18 @@ PRESETS = {
     "content_joint": RankerConfig(kind="network", service="ranker_content_v1", auxiliary="joint"),
     "learn": RankerConfig(kind="network", service="ranker_learn_v1", auxiliary="detached"),
     "learn_joint": RankerConfig(kind="network", service="ranker_learn_v1", auxiliary="joint"),
+    "karma": RankerConfig(kind="network", service="ranker_karma_v1", auxiliary="detached"),
+    "karma_joint": RankerConfig(kind="network", service="ranker_karma_v1", auxiliary="joint"),
     "relevance": RankerConfig(kind="network", service="ranker_relevance_v1", auxiliary="detached"),
     "relevance_joint": RankerConfig(kind="network", service="ranker_relevance_v1", auxiliary="joint"),
+    "all": RankerConfig(kind="network", service="ranker_all_v1", auxiliary="detached"),
+    "all_joint": RankerConfig(kind="network", service="ranker_all_v1", auxiliary="joint"),
     "gbdt_base": RankerConfig(kind="gbdt", service="ranker_base_v1"),
     "gbdt_content": RankerConfig(kind="gbdt", service="ranker_content_v1"),
     "gbdt_learn": RankerConfig(kind="gbdt", service="ranker_learn_v1"),
+    "gbdt_karma": RankerConfig(kind="gbdt", service="ranker_karma_v1"),
     "gbdt_relevance": RankerConfig(kind="gbdt", service="ranker_relevance_v1"),
+    "gbdt_all": RankerConfig(kind="gbdt", service="ranker_all_v1"),
 }
 """Rankers that can be asked for by name alone."""
 
@@ -69,9 +75,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     rankers: dict[str, RankerConfig] = Field(
         default_factory=lambda: {name: PRESETS[name] for name in DEFAULT_RANKERS}, min_length=1
     )
-    """Name -> ranker; or a list of names of presets: base, content, content_joint, learn, learn_joint, relevance,
-    relevance_joint, gbdt_base, gbdt_content, gbdt_learn, gbdt_relevance. Rankers of a method that is switched off
-    ([fit_embedder], [label_relevance]: enabled) are left out by default, and those of one that is on are there."""
+    """Name -> ranker; or a list of names of presets: base, content, content_joint, learn, learn_joint, karma,
+    karma_joint, relevance, relevance_joint, all, all_joint, gbdt_base, gbdt_content, gbdt_learn, gbdt_karma,
+    gbdt_relevance, gbdt_all. Rankers of a method that is switched off ([fit_embedder], [fit_embedder_karma],
+    [label_relevance]: enabled) are left out by default, and those of one that is on are there."""
     seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     """Each ranker is trained from each."""
     trials: PositiveInt = 1

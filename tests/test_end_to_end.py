@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +18,9 @@ from jobs import flow
 from jobs.lake import Lake
 from jobs.settings import Settings, load_settings
 
+if TYPE_CHECKING:
+    from embedders.causal_lm import CausalLM
+
 README_BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 
 TOY = [
@@ -23,15 +28,33 @@ TOY = [
     "fit_embedder.shape=tiny",
     "label_relevance.enabled=true",
     "distill_relevance.max_train_pairs=300",
-    "train_ranker.rankers=['base', 'content', 'learn', 'relevance', 'gbdt_content']",
+    "train_ranker.rankers=['base', 'content', 'learn', 'karma', 'relevance', 'all', 'gbdt_content']",
     "evaluate_ranker.num_draws=200",
 ]
 
 
+SETTINGS = """
+[lake]
+path = "lake"
+[ingest]
+source = "simulate"
+[fit_embedder_karma]                # a language model of random weights, taught for a moment
+enabled = true
+language_model = "{language_model}"
+max_users = 200
+max_history = 10
+output_dim = 16
+epochs = 1
+"""
+
+
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory, make_lm: "Callable[..., CausalLM]") -> Settings:
     folder = tmp_path_factory.mktemp("project")
-    (folder / "tailrank.toml").write_text("[lake]\npath = 'lake'\n[ingest]\nsource = 'simulate'\n")
+    lm = make_lm()
+    lm.model.save_pretrained(folder / "words")
+    lm.tokenizer.save_pretrained(folder / "words")
+    (folder / "tailrank.toml").write_text(SETTINGS.format(language_model=folder / "words"))
     return load_settings(folder / "tailrank.toml", flags=TOY)
 
 
@@ -59,7 +82,7 @@ def test_the_command_says_so_and_where_the_report_is(lake: Lake):
 def test_every_test_impression_is_scored_by_every_ranker(lake: Lake):
     examples = lake.scan(tables.TrainingExamples).filter(pl.col("split") == "test").collect()
     predictions = lake.read(tables.RankerPredictions)
-    for ranker in ("base", "content", "learn", "relevance", "gbdt_content"):
+    for ranker in ("base", "content", "learn", "karma", "relevance", "all", "gbdt_content"):
         scored = predictions.filter(pl.col("ranker") == ranker)
         assert set(scored.get_column("impression_id")) == set(examples.get_column("impression_id"))
 
@@ -155,6 +178,34 @@ def test_the_command_explains_a_pair(lake: Lake, tmp_path: Path):
         assert words in told.stdout, words
 
 
+def test_karma_is_served_as_its_tables_have_it_by_its_service_alone(lake: Lake):
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(lake.root / "feast"))
+    users, items = (
+        lake.read(one).sort("event_timestamp") for one in (tables.UserKarmaInterests, tables.ItemKarmaEmbeddings)
+    )
+    user, item = users.row(-1, named=True), items.row(-1, named=True)
+    keys = [{"user_id": user["user_id"], "item_id": item["item_id"]}, {"user_id": "nobody", "item_id": item["item_id"]}]
+    online = store.get_online_features(store.get_feature_service("ranker_karma_v1"), keys).to_dict()
+    assert online["user_karma_interest"] == [user["user_karma_interest"], None]
+    assert online["item_karma_embedding"] == [item["item_karma_embedding"]] * 2
+    cosine = np.dot(user["user_karma_interest"], item["item_karma_embedding"])
+    assert online["user_item_karma_cosine"] == [pytest.approx(cosine, abs=1e-5), None]
+    joined = lake.read(tables.TrainingExamples).drop_nulls("user_item_karma_cosine")
+    through = dt.datetime.fromisoformat(lake.manifest(tables.KarmaCurves).fingerprint["trained_through"])
+    assert joined.height > 100
+    assert joined["event_timestamp"].min() >= through
+
+
+def test_the_command_puts_a_users_vector_into_words(lake: Lake, tmp_path: Path):
+    user = lake.read(tables.UserKarmaInterests).sort("event_timestamp")["user_id"][-1]
+    told = tailrank("explain", "--user", user, "--method", "karma", "--lake", str(lake.root), cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    for words in (f"user {user}, karma vector", "reads as: ", "nearest items", "title words shared with the history"):
+        assert words in told.stdout, words
+
+
 def test_an_edited_title_embeds_one_item_and_leaves_the_old_vector_for_the_past(lake: Lake, settings: Settings):
     before = lake.manifest(tables.ItemContentEmbeddings).rows
     items = lake.read(tables.Items)
@@ -207,30 +258,35 @@ def test_exit_codes_tell_wrong_usage_from_bad_data(tmp_path: Path):
 def test_the_method_says_how_items_and_users_are_embedded(lake: Lake, tmp_path: Path):
     flags = [part for flag in TOY for part in ("--set", flag)]
     at = ["--config", str(lake.root.parent / "tailrank.toml"), *flags]
-    # the title edited above is embedded by now; its vector of LEARN is what is missing
-    learnt = tailrank("run", "embed_users", "embed_items", "--method", "learn", *at, cwd=tmp_path)
-    assert learnt.returncode == 0, learnt.stderr
-    assert re.search("embed_items_learn: 1 vectors embedded by learn", learnt.stderr)
-    assert re.search("embed_users_learn: [0-9_]+ histories from .*: 0 embedded", learnt.stderr)
-    assert lake.manifest(tables.ItemLearnEmbeddings).rows == lake.read(tables.Items).height + 1
+    # the title edited above is embedded by now; its vectors of LEARN and of KARMA are what is missing
+    for one, schema in (("learn", tables.ItemLearnEmbeddings), ("karma", tables.ItemKarmaEmbeddings)):
+        learnt = tailrank("run", "embed_users", "embed_items", "--method", one, *at, cwd=tmp_path)
+        assert learnt.returncode == 0, learnt.stderr
+        assert re.search(f"embed_items_{one}: 1 vectors embedded by {one}", learnt.stderr)
+        assert re.search(f"embed_users_{one}: [0-9_]+ histories from .*: 0 embedded", learnt.stderr)
+        assert lake.manifest(schema).rows == lake.read(tables.Items).height + 1
     for steps, method, message in (
-        (["embed_items"], "lern", "there is no method 'lern'; the methods are content, learn"),
-        (["train_ranker"], "learn", "--method learn says how embed_items and embed_users embed"),
-        ([], "learn", "--method learn says how embed_items and embed_users embed"),
+        (["embed_items"], "lern", "there is no method 'lern'; the methods are content, learn, karma"),
+        (["train_ranker"], "learn", "--method learn says what fit_embedder, embed_items, embed_users are about"),
+        ([], "learn", "--method learn says what fit_embedder, embed_items, embed_users are about"),
     ):
         wrong = tailrank("run", *steps, "--method", method, *at, cwd=tmp_path)
         assert wrong.returncode == 2
         assert message in wrong.stderr
 
 
-def test_no_vector_of_learn_is_older_than_its_model(lake: Lake):
-    through = dt.datetime.fromisoformat(lake.manifest(tables.EmbedderCurves).fingerprint["trained_through"])
+@pytest.mark.parametrize(
+    ("curves", "items", "users"),
+    [
+        (tables.EmbedderCurves, tables.ItemLearnEmbeddings, tables.UserLearnInterests),
+        (tables.KarmaCurves, tables.ItemKarmaEmbeddings, tables.UserKarmaInterests),
+    ],
+)
+def test_no_vector_of_a_model_is_older_than_it(lake: Lake, curves: Any, items: Any, users: Any):
+    through = dt.datetime.fromisoformat(lake.manifest(curves).fingerprint["trained_through"])
     first = lake.read(tables.Impressions).get_column("event_timestamp").min()
     assert through > first
-    for schema, entities in (
-        (tables.ItemLearnEmbeddings, tables.Items),
-        (tables.UserLearnInterests, tables.UserHistories),
-    ):
+    for schema, entities in ((items, tables.Items), (users, tables.UserHistories)):
         assert lake.read(schema).get_column("event_timestamp").min() == through
         key = "item_id" if entities is tables.Items else "user_id"
         assert set(lake.read(schema).get_column(key)) == set(lake.read(entities).get_column(key))

@@ -35,7 +35,7 @@ def test_everything_has_an_owner_a_description_and_our_mark(contents: Any) -> No
         *contents.feature_services,
         *contents.data_sources,
     ]
-    assert len(objects) == 3 + 17 + 3 + 4 + 11
+    assert len(objects) == 3 + 21 + 4 + 6 + 13
     for one in objects:
         assert one.owner, one.name
         assert one.description, one.name
@@ -79,10 +79,13 @@ def test_a_vector_view_has_one_vector_with_its_width_and_the_fingerprint_of_the_
         "item_learn_embedding": (8, "made up too"),
         "user_content_interest": (4, "made up"),
         "user_learn_interest": (8, "made up too"),
+        "item_karma_embedding": (128, "karma"),  # of a lake that has none
+        "user_karma_interest": (128, "karma"),
         "item_relevance_embedding": (8, "made up, to be relevant"),
         "query_relevance_embedding": (8, "made up, to be relevant"),
     }
-    assert vectors[1].tags["trained_through"] == "2025-06-13 00:00:00+00:00"
+    (learn,) = (field for field in vectors if field.name == "item_learn_embedding")
+    assert learn.tags["trained_through"] == "2025-06-13 00:00:00+00:00"
     for view in contents.feature_views:
         roles = [field.tags["role"] for field in view.features]
         assert roles.count("vector") <= 1, "Feast allows one vector a view"
@@ -93,6 +96,7 @@ def test_before_a_lake_holds_vectors_they_are_declared_as_wide_as_the_default_mo
     widths = {field.name: field.vector_length for view in before.feature_views for field in view.features}
     assert widths["item_content_embedding"] == widths["user_content_interest"] == 384
     assert widths["item_learn_embedding"] == widths["user_learn_interest"] == 64
+    assert widths["item_karma_embedding"] == widths["user_karma_interest"] == 128
     assert widths["item_relevance_embedding"] == widths["query_relevance_embedding"] == 384
 
 
@@ -108,6 +112,15 @@ def test_each_service_adds_to_an_earlier_one(contents: Any) -> None:
         "item_learn",
         "user_item_learn_cosine",
     ]
+    karma = services["ranker_karma_v1"]
+    assert karma[: len(content)] == content
+    assert karma[len(content) :] == [
+        "user_interest_karma_version",
+        "user_interest_karma",
+        "item_karma_version",
+        "item_karma",
+        "user_item_karma_cosine",
+    ]
     relevance = services["ranker_relevance_v1"]
     assert relevance[: len(content)] == content
     assert relevance[len(content) :] == [
@@ -118,6 +131,7 @@ def test_each_service_adds_to_an_earlier_one(contents: Any) -> None:
         "query_item_relevance",
         "relevance_on_demand",
     ]
+    assert services["ranker_all_v1"] == [*learn, *karma[len(content) :], *relevance[len(content) :]]
 
 
 def test_the_service_has_the_querys_vector_without_the_scale_and_the_bias_beside_it(contents: Any) -> None:
@@ -137,6 +151,7 @@ def test_the_service_has_the_querys_vector_without_the_scale_and_the_bias_beside
     [
         ("user_item_content_cosine", "user_content_interest", "item_content_embedding"),
         ("user_item_learn_cosine", "user_learn_interest", "item_learn_embedding"),
+        ("user_item_karma_cosine", "user_karma_interest", "item_karma_embedding"),
     ],
 )
 def test_feast_rebuilds_the_on_demand_function_from_its_text_and_it_survives_missing_vectors(
@@ -267,7 +282,7 @@ def test_feast_apply_in_the_folder_and_a_notebook_at_the_root_use_one_registry(t
     )
     for service in ("ranker_learn_v1", "ranker_relevance_v1"):
         assert f"Created feature service {service}" in applied
-    for view in ("query_relevance", "query_relevance_version", "item_relevance", "query_item_relevance"):
+    for view in ("query_relevance", "query_relevance_version", "item_relevance", "query_item_relevance", "item_karma"):
         assert f"Created feature view {view}\n" in applied
     assert "Created on demand feature view relevance_on_demand" in applied
     assert "Created entity query" in applied
@@ -277,7 +292,8 @@ def test_feast_apply_in_the_folder_and_a_notebook_at_the_root_use_one_registry(t
         "print(s.get_feature_view('item_activity').batch_source.path)"
     )
     assert python(listing, project).splitlines() == [
-        "['ranker_base_v1', 'ranker_content_v1', 'ranker_learn_v1', 'ranker_relevance_v1']",
+        "['ranker_all_v1', 'ranker_base_v1', 'ranker_content_v1', 'ranker_karma_v1', 'ranker_learn_v1', "
+        "'ranker_relevance_v1']",
         str(project / "lake" / "item_activity" / "current" / "*.parquet"),
     ]
     assert (project / "lake" / "feast" / "registry.db").exists()

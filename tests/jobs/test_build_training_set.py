@@ -315,7 +315,7 @@ def test_one_service_alone_joins_its_features_only(published: Lake, log: pl.Data
 def test_an_unknown_service_is_refused_with_those_there_are(published: Lake, log: pl.DataFrame) -> None:
     with pytest.raises(
         ValueError,
-        match=r"no feature service 'ranker_v9'.*registered: ranker_base_v1, ranker_content_v1, ranker_learn_v1",
+        match=r"no feature service 'ranker_v9'.*registered: ranker_all_v1, ranker_base_v1, ranker_content_v1, r",
     ):
         build_training_set.run(published, build_training_set.Config(services=("ranker_v9",)))
 

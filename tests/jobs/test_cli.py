@@ -111,7 +111,9 @@ def test_without_options_nothing_is_explained_or_mended(tmp_path: Path) -> None:
         (["ablate", "--method", "guessed"], "there is no method 'guessed'; the methods are permuted, retrained"),
         (["ablate", "--set", "train_ranker.sedes=[0]"], "seeds"),
         (["run", "nothing"], "there is no step 'nothing'"),
-        (["run", "--method", "karma"], "there is no method 'karma'"),
+        (["run", "--method", "urm"], "there is no method 'urm'; the methods are content, learn, karma"),
+        (["run", "--method", "karma"], "--method karma says what fit_embedder, embed_items, embed_users are about"),
+        (["run", "embed_users", "--method", "karma"], "--method karma: this lake does without it. Set [fit_embedder_k"),
         (["ingest", "tape"], "there is no source 'tape'"),
         (["explain"], "say what to explain: --user USER, or --query TEXT with --item ITEM"),
         (["explain", "--query", "socks"], "beside --query, name the item: --item ITEM"),
@@ -179,3 +181,16 @@ def test_explain_prints_what_a_vector_of_the_time_stands_for(learn_lake: Lake) -
     assert result.exit_code == 0
     assert "user u04, learn vector of 2025-06-20 00:00 UTC" in result.output
     assert len([line for line in result.output.split("nearest items")[1].splitlines() if "(no title)" in line]) == 3
+
+
+def test_explain_reads_a_vector_of_karma_back_as_words(karma_lake: Lake) -> None:
+    few = karma_lake.read(tables.UserHistories).filter(pl.col("user_id").is_in(["u03", "u04"]))
+    karma_lake.write(tables.UserHistories, few)
+    at = ["--lake", str(karma_lake.root), "--set", "fit_embedder_karma.enabled=true"]
+    made = tailrank("run", "embed_users", "embed_items", "--method", "karma", *at)
+    assert made.exit_code == 0, made.output
+    told = tailrank("explain", "--user", "u04", "--method", "karma", *at[:2], "--as-of", "2025-06-20", "-k", "3")
+    assert told.exit_code == 0, told.output
+    assert "user u04, karma vector of 2025-06-20 00:00 UTC" in told.output
+    assert "reads as: " in told.output
+    assert "title words shared with the history: 0." in told.output

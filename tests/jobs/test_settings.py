@@ -116,6 +116,23 @@ def test_relevance_brings_its_service_and_ranker_when_it_is_enabled_unless_other
     )
 
 
+def test_karma_brings_its_service_and_ranker_and_the_three_methods_together_the_one_of_all():
+    services, rankers = named()
+    assert not [name for name in (*services, *rankers) if "karma" in name or "all" in name]
+    assert named("fit_embedder_karma.enabled=true") == ([*services, "ranker_karma_v1"], [*rankers, "karma"])
+    assert named("fit_embedder_karma.enabled=true", "label_relevance.enabled=true") == (
+        [*services, "ranker_karma_v1", "ranker_relevance_v1", "ranker_all_v1"],
+        [*rankers, "karma", "relevance", "all"],
+    )
+    without_learn = named(
+        "fit_embedder_karma.enabled=true", "label_relevance.enabled=true", "fit_embedder.enabled=false"
+    )
+    assert without_learn == (
+        ["ranker_base_v1", "ranker_content_v1", "ranker_karma_v1", "ranker_relevance_v1"],
+        ["base", "content", "gbdt_base", "karma", "relevance"],
+    )
+
+
 def test_settings_that_name_nothing_are_the_defaults_of_each_step():
     for name, config in load_settings().steps.items():
         assert config == type(config)(), name
@@ -123,7 +140,8 @@ def test_settings_that_name_nothing_are_the_defaults_of_each_step():
 
 def test_every_switch_is_of_a_step_that_has_one_and_of_presets_that_read_its_service():
     for switch in SWITCHES:
-        assert "enabled" in flow.step(switch.step).config_class.model_fields
+        for step in switch.steps:
+            assert "enabled" in flow.step(step).config_class.model_fields
         assert {PRESETS[name].service for name in switch.rankers} == {switch.service}
 
 
