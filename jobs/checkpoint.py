@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+UNFINISHED = "unfinished.pt"
+"""The file's name, where a folder has one model in training at a time."""
+
 
 class Checkpoint:
     """The state of one training run, on disk.
@@ -33,7 +36,3 @@ class Checkpoint:
         aside = self.path.with_suffix(".tmp")
         torch.save({"identity": self._identity, "state": dict(state)}, aside)
         aside.replace(self.path)
-
-    def remove(self) -> None:
-        """The run is over."""
-        self.path.unlink(missing_ok=True)

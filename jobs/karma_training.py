@@ -24,7 +24,7 @@ from embedders.karma_features import FrozenFeatures
 from embedders.karma_model import KarmaModel, Precision
 from embedders.karma_towers import KarmaShape
 from feature_repo.table_schemas import KarmaAttention, KarmaCurves
-from jobs.checkpoint import Checkpoint
+from jobs.checkpoint import UNFINISHED, Checkpoint
 from jobs.fit_embedder_karma import WITHOUT_KARMA, Config, TrainingInputs
 from jobs.fitted_embedder import sha256_of_model
 from jobs.fitted_karma import MODELS
@@ -38,8 +38,6 @@ from jobs.progress import progress_bar
 from jobs.training_window import LEAST_USERS
 
 logger = logging.getLogger(__name__)
-
-UNFINISHED = "unfinished.pt"
 
 FEATURE_SAMPLE = 20_000
 """Items whose vectors say how each coordinate is spread."""

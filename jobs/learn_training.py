@@ -1,6 +1,5 @@
 """The training run of `fit_embedder`: arrays in scratch, epochs with checkpoints, the model in a folder of its own."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -8,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +19,7 @@ from embedders.histories import Cut, Sequences
 from embedders.learn import SHAPES, FrozenContent, LearnNetwork
 from embedders.learn_model import LearnModel
 from feature_repo.table_schemas import EmbedderCurves, LearnAttention
+from jobs.checkpoint import UNFINISHED, Checkpoint
 from jobs.content_vectors import copy_vectors
 from jobs.fit_embedder import WITHOUT_LEARN, Config, TrainingInputs
 from jobs.fitted_embedder import MODELS, sha256_of_model
@@ -33,7 +32,6 @@ from jobs.training_window import LEAST_USERS
 logger = logging.getLogger(__name__)
 
 METHOD = "learn"
-UNFINISHED = "unfinished.pt"
 
 CONTENT_SAMPLE = 20_000
 """Items whose content says how each coordinate is spread."""
@@ -118,21 +116,19 @@ def _fit(
     held_out: HeldOutUsers,
 ) -> tuple[EpochRow, ...]:
     """Train the network in place, going on from a killed run's last epoch."""
-    unfinished = lake.folder(MODELS) / UNFINISHED
-    identity = json.loads(json.dumps({"inputs": inputs.digest, "settings": config.settings()}))
-    identity["trained_through"] = inputs.trained_through.isoformat()
-    identity["curve"] = list(EpochRow._fields)  # a checkpoint of a version that measured less is not gone on from
-    resume_from, epochs_done = None, 0
-    if unfinished.exists():
-        checkpoint = torch.load(unfinished, weights_only=True)
-        if checkpoint["identity"] == identity:
-            resume_from, epochs_done = checkpoint["state"], len(checkpoint["state"]["state"]["curve"])
-            logger.info("fit_embedder: goes on after epoch %d", epochs_done)
-
-    def keep(state: Mapping[str, Any]) -> None:
-        aside = unfinished.with_suffix(".tmp")
-        torch.save({"identity": identity, "state": state}, aside)
-        aside.replace(unfinished)
+    checkpoint = Checkpoint(
+        lake.folder(MODELS) / UNFINISHED,
+        {
+            "inputs": inputs.digest,
+            "settings": config.settings(),
+            "trained_through": inputs.trained_through.isoformat(),
+            "curve": EpochRow._fields,  # a checkpoint of a version that measured less is not gone on from
+        },
+    )
+    resume_from, epochs_done = checkpoint.read(), 0
+    if resume_from is not None:
+        epochs_done = len(resume_from["state"]["curve"])
+        logger.info("fit_embedder: goes on after epoch %d", epochs_done)
 
     def on_epoch(row: EpochRow) -> None:
         recall_text = "" if row.validation_recall is None else f", R@{config.recall_at} {row.validation_recall:.4f}"
@@ -166,7 +162,7 @@ def _fit(
             num_items=len(content_NC),
             validate=held_out.recall if held_out else None,
             measure=held_out.health if held_out else None,
-            watch=Watch(on_users=advance, on_epoch=on_epoch, on_checkpoint=keep, resume_from=resume_from),
+            watch=Watch(on_users=advance, on_epoch=on_epoch, on_checkpoint=checkpoint.write, resume_from=resume_from),
         )
 
 

@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from embedders.mkd_model import MkdModel
 from embedders.ranking_metrics import roc_auc
 from embedders.reasoning_targets import FactClasses, signal_of
 from embedders.relevance_prompts import QueryItem, parse
+from jobs.checkpoint import Checkpoint
 from jobs.lake import Lake
 from jobs.progress import progress_bar
 from jobs.relevance.distilled_pairs import PROMPT, LearntPairs, described
@@ -90,18 +91,11 @@ def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedSt
     def validate() -> float:
         return roc_auc(log_odds(), good_N)
 
-    unfinished = _checkpoint_of(lake, run.kind)
-    resume_from, epochs_done = None, 0
-    if unfinished.exists():
-        checkpoint = torch.load(unfinished, weights_only=True)
-        if checkpoint["digest"] == run.digest:
-            resume_from, epochs_done = checkpoint["state"], len(checkpoint["state"]["state"]["curve"])
-            logger.info("distill_relevance: %s goes on after epoch %d", run.kind, epochs_done)
-
-    def keep(state: Mapping[str, Any]) -> None:
-        aside = unfinished.with_suffix(".tmp")
-        torch.save({"digest": run.digest, "state": state}, aside)
-        aside.replace(unfinished)
+    checkpoint = Checkpoint(_checkpoint_of(lake, run.kind), run.digest)
+    resume_from, epochs_done = checkpoint.read(), 0
+    if resume_from is not None:
+        epochs_done = len(resume_from["state"]["curve"])
+        logger.info("distill_relevance: %s goes on after epoch %d", run.kind, epochs_done)
 
     def on_epoch(row: EpochRow) -> None:
         logger.info(
@@ -124,7 +118,7 @@ def train_student(lake: Lake, run: TrainingRun, pairs: LearntPairs) -> TrainedSt
             signal,
             run.settings.of_fit(precision=run.precision, seed=run.seed, is_scored=is_scored),
             validate=validate if is_judged else None,
-            watch=Watch(on_pairs=advance, on_epoch=on_epoch, on_checkpoint=keep, resume_from=resume_from),
+            watch=Watch(on_pairs=advance, on_epoch=on_epoch, on_checkpoint=checkpoint.write, resume_from=resume_from),
         )
     calibration = _calibrate(run.kind, student, log_odds(), good_N) if is_judged else None
     model = MkdModel(student, precision=run.precision)  # type: ignore[arg-type]

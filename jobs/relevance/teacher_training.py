@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import BaseModel
 
 from embedders.answer_loss import TeacherExample
@@ -30,6 +29,7 @@ from embedders.model_files import find_model_files
 from embedders.ranking_metrics import roc_auc
 from embedders.relevance_prompts import PROMPT_VERSION, QueryItem, Reasoning
 from embedders.title_facts import TitleReader
+from jobs.checkpoint import UNFINISHED, Checkpoint
 from jobs.lake import Lake
 from jobs.progress import progress_bar
 from jobs.relevance.fine_tune_settings import FineTune
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 MODELS = "teachers"
 """Folder of the lake: one folder a model, and the checkpoint of one that is being trained."""
 
-UNFINISHED = "unfinished.pt"
 TRAINING = "training.json"
 
 NOT_OF_THE_FIT = {"enabled", "validate_by", "max_validation_pairs", "refit_share"}
@@ -186,18 +185,11 @@ def _fit(
     identity: str,
 ) -> tuple[CausalLM, tuple[TeacherEpochRow, ...]]:
     """Train the model, going on from a killed run's last epoch."""
-    unfinished = lake.folder(MODELS) / UNFINISHED
-    resume_from, epochs_done = None, 0
-    if unfinished.exists():
-        checkpoint = torch.load(unfinished, weights_only=True)
-        if checkpoint["identity"] == identity:
-            resume_from, epochs_done = checkpoint["state"], len(checkpoint["state"]["state"]["curve"])
-            logger.info("label_relevance: fine-tuning goes on after epoch %d", epochs_done)
-
-    def keep(state: dict[str, Any]) -> None:
-        aside = unfinished.with_suffix(".tmp")
-        torch.save({"identity": identity, "state": state}, aside)
-        aside.replace(unfinished)
+    checkpoint = Checkpoint(lake.folder(MODELS) / UNFINISHED, identity)
+    resume_from, epochs_done = checkpoint.read(), 0
+    if resume_from is not None:
+        epochs_done = len(resume_from["state"]["curve"])
+        logger.info("label_relevance: fine-tuning goes on after epoch %d", epochs_done)
 
     def on_epoch(row: TeacherEpochRow) -> None:
         score = "" if row.validation_score is None else f", {settings.validate_by} {_shown(settings, row):.4f}"
@@ -219,7 +211,9 @@ def _fit(
             TeacherSettings(**settings.model_dump(exclude=NOT_OF_THE_FIT)),
             validation=held_out,
             validate=_validation(settings, held_out, reader) if held_out else None,
-            watch=TeacherWatch(on_pairs=advance, on_epoch=on_epoch, on_checkpoint=keep, resume_from=resume_from),
+            watch=TeacherWatch(
+                on_pairs=advance, on_epoch=on_epoch, on_checkpoint=checkpoint.write, resume_from=resume_from
+            ),
         )
 
 

@@ -52,11 +52,3 @@ def test_a_kill_while_writing_leaves_the_state_before(tmp_path: Path, monkeypatc
     assert checkpoint.read() == {"epoch": 1}
     checkpoint.write({"epoch": 3})
     assert checkpoint.read() == {"epoch": 3}
-
-
-def test_a_run_that_is_over_leaves_no_file(tmp_path: Path):
-    checkpoint = Checkpoint(tmp_path / "unfinished.pt", IDENTITY)
-    checkpoint.remove()
-    checkpoint.write({"epoch": 1})
-    checkpoint.remove()
-    assert list(tmp_path.iterdir()) == []
