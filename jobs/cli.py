@@ -157,7 +157,14 @@ def run(
     ] = "content",
     force: ForceOption = False,
 ) -> None:
-    """Run the steps that are stale, in order: from the raw log to the report."""
+    """Run the steps that are stale, in order: from the raw log to the report.
+
+    Examples:
+
+    `tailrank run embed_users --method learn`
+
+    `tailrank run fit_embedder embed_items embed_users --method karma --set fit_embedder_karma.enabled=true`
+    """
     unknown = [name for name in steps or () if name not in flow.STEPS]
     if unknown:
         fail(f"there is no step {unknown[0]!r}; the steps are {', '.join(flow.STEPS)}", code=2)
