@@ -3,7 +3,8 @@
 A *look* is what a thumbnail shows beyond what the words say: five measures of the pixels of the product (lightness,
 red against green, yellow against blue, contrast, colourfulness) less what a linear model reads of them from the title's
 words, the article type, the usage, and the colour words of each article type. About two fifths of their variance is
-left; neither a linear model nor boosted trees predict any of it from the words.
+left; neither a linear model nor boosted trees predict any of it from the words. An image encoder sees part of it:
+ridge regression on 4,000 vectors of EfficientNet-Lite0 reads .31, .15, .17, .29 and .35 of the variance of the five.
 
 The colour that the data set's own annotation names stays out of the items: it says what the picture shows.
 """
