@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from amazon_sequences import DATA, MAX_HISTORY, Split, items_of, sequences_of, split_next
@@ -45,6 +46,8 @@ from embedders.karma_towers import KarmaShape
 from embedders.learn import FrozenContent, LearnNetwork, LearnShape
 from embedders.learn_model import LearnModel
 from embedders.retrieval import retrieval_metrics
+from feature_repo import table_schemas as tables
+from jobs.lake import Lake
 
 CUTOFFS = (50, 200, 1000)
 MOST_TITLE_TOKENS = 16
@@ -53,12 +56,29 @@ ATTENTION_USERS, PERPLEXITY_TITLES, VALIDATION_USERS = 48, 200, 1000
 
 @dataclass(frozen=True)
 class World:
-    """A data set, ready to train on."""
+    """A data set, ready to train on. Queries and what was shown beside a click are known of a search log only.
+
+    Attributes:
+        name: of the data set.
+        titles: of the catalogue.
+        content_NC: text vectors.
+        image_NV: image vectors, zeros where there is no picture; None: no item has one.
+        split: rows of the catalogue.
+        queries: distinct texts.
+        query_E: row of `queries` of each interaction that trains, -1 for none.
+        exposed_EM: catalogue rows shown beside it and not clicked, -1 on the right.
+        asked: the row of `queries` of each user's validation target and test target.
+    """
 
     name: str
     titles: list[str]
     content_NC: NDArray[np.float32]
     split: Split
+    image_NV: NDArray[np.float32] | None = None
+    queries: tuple[str, ...] = ()
+    query_E: NDArray[np.int32] | None = None
+    exposed_EM: NDArray[np.int32] | None = None
+    asked: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,8 @@ class Variant:
     settings: KarmaSettings | None
     """None: LEARN, on the same users."""
     residual: bool = False
+    pictures: bool = False
+    """Item tokens and item vectors are made of text and picture."""
 
 
 def variants() -> dict[str, Variant]:
@@ -84,6 +106,9 @@ def variants() -> dict[str, Variant]:
         "frozen language model, action only": Variant(replace(action, frozen_language_model=True)),
         "action only, residual": Variant(action, residual=True),
         "action + gen + recon, residual": Variant(both, residual=True),
+        "action only, pictures": Variant(action, pictures=True),
+        "action + gen + recon, pictures": Variant(both, pictures=True),
+        "action + gen + recon + img, pictures": Variant(replace(both, image="vector"), pictures=True),
         "LEARN, next item": Variant(None),
         "LEARN, next item, residual": Variant(None, residual=True),
     }
@@ -91,15 +116,82 @@ def variants() -> dict[str, Variant]:
 
 def world_of(arguments: argparse.Namespace) -> World:
     """Everything of one data set."""
+    if arguments.data == "fashion":
+        return fashion_world(Lake(arguments.lake))
     users, num_items = sequences_of(arguments.data)
     titles = [title or "" for title in items_of(arguments.data)["title"].to_list()]
     content_NC = np.load(arguments.vectors / f"{arguments.data}_minilm.npy")
     return World(arguments.data, titles, content_NC, split_next(users, num_items))
 
 
+def fashion_world(lake: Lake) -> World:
+    """Simulated searches on real products: the clicks of users who have at least four of them."""
+    items = newest(lake, tables.ItemContentEmbeddings, "item_content_embedding").join(
+        newest(lake, tables.ItemImageEmbeddings, "item_image_embedding"),
+        on="item_id",
+        how="left",
+        maintain_order="left",
+    )
+    items = items.join(lake.read(tables.Items).select("item_id", "title"), on="item_id", maintain_order="left")
+    width = items["item_image_embedding"].drop_nulls().list.len().max()
+    assert isinstance(width, int), "the lake has no image vectors: run embed_images"
+    image_NV = np.array(
+        [[0.0] * width if one is None else one for one in items["item_image_embedding"].to_list()], np.float32
+    )
+    rows = pl.DataFrame({"item_id": items["item_id"], "row": np.arange(len(items), dtype=np.int32)})
+    shown = lake.read(tables.Impressions).filter(~pl.col("is_sampled")).join(rows, on="item_id", maintain_order="left")
+    queries = lake.read(tables.Queries).with_row_index("query").with_columns(pl.col("query").cast(pl.Int32))
+    passed_over = (
+        shown.filter(~pl.col("clicked")).group_by("request_id", maintain_order=True).agg(exposed=pl.col("row").head(4))
+    )
+    clicks = (
+        shown.filter("clicked")
+        .join(queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left")
+        .join(passed_over, on="request_id", how="left", maintain_order="left")
+        .sort("user_id", "event_timestamp", "impression_id")
+        .group_by("user_id", maintain_order=True)
+        .agg("row", pl.col("query").fill_null(-1), "exposed")
+        .filter(pl.col("row").list.len() >= 4)
+    )
+    query_E = np.array([query for of_user in clicks["query"].to_list() for query in of_user[:-2]], np.int32)
+    exposed = [one for of_user in clicks["exposed"].to_list() for one in of_user[:-2]]
+    exposed_EM = np.array([[*(one or []), *[-1] * (4 - len(one or []))] for one in exposed], np.int32)
+    return World(
+        "fashion",
+        [title or "" for title in items["title"].to_list()],
+        np.array(items["item_content_embedding"].to_list(), np.float32),
+        split_next(clicks["row"].to_list(), len(items)),
+        image_NV,
+        tuple(queries["query_text"].to_list()),
+        query_E,
+        exposed_EM,
+        (
+            np.array([of_user[-2] for of_user in clicks["query"].to_list()], np.int32),
+            np.array([of_user[-1] for of_user in clicks["query"].to_list()], np.int32),
+        ),
+    )
+
+
+def newest(lake: Lake, schema: Any, column: str) -> pl.DataFrame:
+    """`item_id` and its newest vector."""
+    table: pl.DataFrame = lake.read(schema)
+    return (
+        table.sort("item_id", "event_timestamp")
+        .unique("item_id", keep="last", maintain_order=True)
+        .select("item_id", column)
+    )
+
+
 def sampled(sequences: Sequences, users: NDArray[np.int64]) -> Sequences:
-    """The sequences of some users."""
-    return Sequences.of_lists([sequences.of(user)[-MAX_HISTORY - 1 :].tolist() for user in users])
+    """The sequences of some users, the newest of each."""
+    return Sequences.of_lists([sequences.items_E[places].tolist() for places in places_of(sequences, users)])
+
+
+def places_of(sequences: Sequences, users: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Where the newest interactions of each user are."""
+    ends = sequences.offsets_U[users + 1]
+    starts = np.maximum(sequences.offsets_U[users], ends - MAX_HISTORY - 1)
+    return [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def some(count: int, most: int, seed: int) -> NDArray[np.int64]:
@@ -115,22 +207,34 @@ class KarmaRun:
         self.lm: CausalLM = load_causal_lm(arguments.language_model)
         torch.manual_seed(seed)
         shape = KarmaShape(num_layers=arguments.layers, residual=variant.residual)
-        self.network = KarmaNetwork(self.lm, FrozenFeatures(world.content_NC), shape)
-        self.network.towers.standardise(world.content_NC)
+        self.image_NV = world.image_NV if variant.pictures else None
+        self.network = KarmaNetwork(self.lm, FrozenFeatures(world.content_NC, self.image_NV), shape)
+        self.network.towers.standardise(world.content_NC, self.image_NV)
         self.tokens = [self.lm.tokens(" " + title)[:MOST_TITLE_TOKENS] for title in world.titles]
 
-    def user_vectors(self, histories: Sequences) -> NDArray[np.float32]:
-        """Of every history."""
+    def user_vectors(self, histories: Sequences, asked: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+        """Of every history, with what was asked for where it is known."""
         model = KarmaModel.of_network(self.network, "bfloat16")
-        return model.user_vectors(self.world.content_NC, histories.items_E.astype(np.int64), histories.lengths).vectors
+        queries = None if asked is None else [self.world.queries[at] if at >= 0 else None for at in asked]
+        return model.user_vectors(
+            self.world.content_NC,
+            histories.items_E.astype(np.int64),
+            histories.lengths,
+            image_NV=self.image_NV,
+            queries=queries,
+        ).vectors
+
+    def item_vectors(self) -> NDArray[np.float32]:
+        """Of the catalogue."""
+        return KarmaModel.of_network(self.network).item_vectors(self.world.content_NC, self.image_NV)
 
     def validate(self) -> KarmaValidation:
         """Held-out users: what they find, and what became of the vectors and of the attention."""
         split = self.world.split
         chosen = some(len(split.validation_targets), VALIDATION_USERS, 0)
         histories, targets = sampled(split.validation_history, chosen), sampled(split.validation_targets, chosen)
-        users_UD = self.user_vectors(histories)
-        items_ND = KarmaModel.of_network(self.network).item_vectors(self.world.content_NC)
+        users_UD = self.user_vectors(histories, None if self.world.asked is None else self.world.asked[0][chosen])
+        items_ND = self.item_vectors()
         recall = retrieval_metrics(users_UD, items_ND, targets, cutoffs=(200,), ties="mid").at(200).recall
         health = vector_health(users_UD, items_ND[targets.items_E])
         sinks = self.attention(histories)
@@ -163,12 +267,15 @@ class KarmaRun:
         """In place; the curve."""
         assert self.variant.settings is not None
         split, arguments = self.world.split, self.arguments
+        world = self.world
+        users = some(len(split.train), arguments.train_users, self.seed)
+        places_E = np.concatenate(places_of(split.train, users))
         log = KarmaLog(
-            sequences=sampled(split.train, some(len(split.train), arguments.train_users, self.seed)),
+            sequences=sampled(split.train, users),
             titles=self.tokens,
-            queries=[],
-            query_E=None,
-            exposed_EM=None,
+            queries=[self.lm.tokens(query) for query in world.queries],
+            query_E=None if world.query_E is None else world.query_E[places_E],
+            exposed_EM=None if world.exposed_EM is None else world.exposed_EM[places_E],
         )
         settings = replace(
             self.variant.settings,
@@ -176,6 +283,7 @@ class KarmaRun:
             patience=arguments.epochs,
             seed=self.seed,
             batch_size=32,
+            query_share=1.0,
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
@@ -230,7 +338,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{world.name}: {len(world.titles):,} items, {len(tested):,} users tested", flush=True)
     for seed in arguments.seeds:
         for name, variant in variants().items():
-            if arguments.exactly and name not in arguments.exactly:
+            if (arguments.exactly and name not in arguments.exactly) or (variant.pictures and world.image_NV is None):
                 continue
             path = folder / f"{name.replace(' ', '_').replace(',', '').replace('+', 'and')}_{seed}.npz"
             if path.exists():
@@ -246,8 +354,8 @@ def run(arguments: argparse.Namespace) -> None:
             else:
                 one = KarmaRun(world, variant, arguments, seed)
                 curve = one.train()
-                users_UD = one.user_vectors(histories)
-                items_ND = KarmaModel.of_network(one.network).item_vectors(world.content_NC)
+                users_UD = one.user_vectors(histories, None if world.asked is None else world.asked[1][tested])
+                items_ND = one.item_vectors()
             metrics = retrieval_metrics(users_UD, items_ND, targets, cutoffs=CUTOFFS)
             described = {
                 "variant": name,
@@ -347,7 +455,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run")
-    runs.add_argument("data", choices=["industrial", "office", "games"])
+    runs.add_argument("data", choices=["industrial", "office", "games", "fashion"])
+    runs.add_argument("--lake", type=Path, help="of fashion")
     runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     runs.add_argument("--language-model", default="smollm2")
     runs.add_argument("--layers", type=int, help="the first so many blocks of the language model")
@@ -357,7 +466,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--learning-rate", type=float, default=1e-3)
     runs.add_argument("--language-model-rate", type=float, default=1e-4)
     runs.add_argument("--exactly", nargs="+", help="variants of these names")
-    runs.add_argument("--vectors", type=Path, required=True)
+    runs.add_argument("--vectors", type=Path)
     runs.add_argument("--out", type=Path, required=True)
     runs.set_defaults(do=run)
     tables = commands.add_parser("table")
