@@ -42,8 +42,8 @@ from embedders.karma_settings import Image, KarmaSettings
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma"]
 
-ITEMS_CENTRED = 4096
-"""A sample of the catalogue that says where the middle is."""
+ITEMS_SAMPLED = 4096
+"""Of the catalogue: they say where its middle is, and how far it spreads."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ def fit_karma(
     if watch.resume_from is not None:
         state = _resume(watch.resume_from, trained, optimizer)
     else:
-        _centre(network, log, settings)
+        _spread(network, log, settings)
     if validate is not None and not state.curve:
         state.curve = (_untouched(network, validate, stopwatch),)
         watch.on_epoch(state.curve[0])
@@ -166,14 +166,14 @@ def fit_karma(
     return tuple(row._replace(is_best=row.stage == "joint" and row.epoch == state.best_epoch) for row in state.curve)
 
 
-def _centre(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings) -> None:
+def _spread(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings) -> None:
     """By the first batch of users and a sample of the catalogue."""
     batch = next(iter(_passes(network, log, settings, joint=True).batches(0)))
     ends_BK = (batch.history_BL != PADDING).sum(axis=1, keepdims=True)
     packed = pack(batch.history_BL, ends_BK, instruction=network.towers.instruction)
-    items = np.random.default_rng(settings.seed).permutation(len(log.titles))[:ITEMS_CENTRED]
+    items = np.random.default_rng(settings.seed).permutation(len(log.titles))[:ITEMS_SAMPLED]
     was_training = network.training
-    network.towers.eval().centre(packed, torch.from_numpy(items).to(network.towers.read_out_D.device))
+    network.towers.eval().spread(packed, torch.from_numpy(items).to(network.towers.read_out_D.device))
     network.train(was_training)
 
 

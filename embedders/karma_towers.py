@@ -84,21 +84,23 @@ class KarmaTowers(nn.Module):
                 self.shortcut.weight[: len(wanted_dC), : content_NC.shape[1]] = wanted_dC
 
     @torch.no_grad()
-    def centre(self, packed: Packed, rows: Tensor) -> None:
-        """Give both sides a bias so that users and items, as yet untrained, lie around the origin [NF->P].
+    def spread(self, packed: Packed, rows: Tensor) -> None:
+        """Let users and items, as yet untrained, lie around the origin, each coordinate of variance 1 [NF->P].
 
-        States of a language model share one large direction: without it, all users begin at one point of the sphere,
-        and the first epochs are spent on getting away from it.
+        States of a language model share one large direction and differ by little beside it: without this all users
+        begin at one point of the sphere, the first steps move them together, and what is learnt is what is popular.
 
         Args:
             packed: a sample of histories.
             rows: a sample of the catalogue.
         """
-        state_KD, _ = self.read_out(packed, self.states(packed))
-        self.user_head.bias.sub_(self.user_head(self.user_norm(state_KD.float())).mean(dim=0))
         last = self.item_head[-1]
         assert isinstance(last, nn.Linear)
-        last.bias.sub_(self.item_head(self.features(rows)).mean(dim=0))
+        normed_KD = self.user_norm(self.read_out(packed, self.states(packed))[0].float())
+        for layer, made in ((self.user_head, self.user_head(normed_KD)), (last, self.item_head(self.features(rows)))):
+            deviation = (made - made.mean(dim=0)).square().mean().sqrt()
+            layer.bias.sub_(made.mean(dim=0)).div_(deviation)
+            layer.weight.div_(deviation)
 
     def items(self, rows: Tensor) -> Tensor:
         """Vectors of catalogue rows, [..., d] unit norm. Padding is read as row 0: meaningless, but finite."""

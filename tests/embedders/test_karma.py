@@ -235,7 +235,7 @@ def test_the_read_out_starts_as_words_and_as_large_as_a_word(make_network: Calla
     assert 0.8 < float(prefix_MD.square().mean().sqrt() / typical) < 1.25
 
 
-def test_centred_users_and_items_lie_around_the_origin(make_network: Callable[..., KarmaNetwork]):
+def test_untrained_users_and_items_lie_around_the_origin(make_network: Callable[..., KarmaNetwork]):
     network = make_network()
     towers = network.towers
     histories = np.array([[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 0]])
@@ -247,7 +247,7 @@ def test_centred_users_and_items_lie_around_the_origin(make_network: Callable[..
         return float(users.mean(dim=0).norm()), float(items.mean(dim=0).norm())
 
     users_before, items_before = lengths_of_means()
-    towers.centre(packed, torch.arange(NUM_ITEMS))
+    towers.spread(packed, torch.arange(NUM_ITEMS))
     users, items = lengths_of_means()
     assert users < 0.6 < users_before  # of unit vectors: 1 is one point
     assert items < 0.6
