@@ -76,8 +76,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     refit_after_days: NonNegativeInt = 30
     """With `trained_share`: a model is kept until the cut has moved so many days; a refit writes all vectors anew."""
     max_users: PositiveInt | None = None
-    """Learn from a sample of so many users; by default from all. Language-model time is minutes per thousand users and
-    epoch on two CPU cores with `smollm2`, seconds on a GPU."""
+    """Learn from a sample of so many users; by default from all. Language-model time on one CPU core is some 8 minutes
+    per thousand users and epoch with `smollm2`, 4 with its first 4 blocks."""
     max_history: PositiveInt = 50
     """Items that the language model reads of a user, the newest."""
     output_dim: PositiveInt = 128
