@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
@@ -23,8 +24,9 @@ from embedders.histories import padded_rows
 from embedders.interests import HistoryMeans
 from embedders.karma import QUERY_LEAD, KarmaNetwork
 from embedders.karma_features import FrozenFeatures
-from embedders.karma_packing import SharedPass, pack, shared_passes
+from embedders.karma_packing import QUERY_TOKENS, SharedPass, pack, shared_passes
 from embedders.karma_towers import KarmaShape, KarmaTowers
+from embedders.prompts import QUERY_TEXT
 
 ITEMS_AT_ONCE = 4096
 TOKENS_AT_ONCE = 4096
@@ -113,7 +115,8 @@ class KarmaModel:
                 an item without a vector, which is passed over.
             lengths_H: entries of each history; adds up to T.
             image_NV: image vectors, as in `item_vectors`.
-            queries: what each user searches for; None, or None for one of them: nothing.
+            queries: what each user searches for, as it was typed: it is cleaned and cut off as in training. None, or
+                None for one of them: nothing.
             on_progress: called after every forward pass with the number of histories it finished.
 
         Returns:
@@ -134,7 +137,7 @@ class KarmaModel:
         known_rows = rows_T[known_T].astype(np.int32)
         most = self.max_history
         newest = [known_rows[max(end - size, end - most) : end] for end, size in zip(ends_K, num_items_K, strict=True)]
-        asked_K = [[] if queries is None else self._query_tokens(queries[at]) for at in histories_K.tolist()]
+        asked_K = self._query_tokens([None if queries is None else queries[at] for at in histories_K.tolist()])
         vectors_Kd = np.empty((len(histories_K), self.output_dim), np.float32)
         for passes in self._forward_passes(shared_passes(newest), asked_K):
             numbers = [number for one in passes for number in one.numbers]
@@ -175,11 +178,16 @@ class KarmaModel:
             yield [passes[at] for at in order[start:stop]]
             start = stop
 
-    def _query_tokens(self, query: str | None) -> list[int]:
-        if not query:
-            return []
-        ids: list[int] = self.tokenizer(QUERY_LEAD, add_special_tokens=False)["input_ids"]
-        return ids + list(self.tokenizer(query, add_special_tokens=False)["input_ids"])
+    def _query_tokens(self, queries: Sequence[str | None]) -> list[list[int]]:
+        """What stands between history and [INT]; nothing where nothing is asked for."""
+        as_typed = pl.DataFrame({"query_text": queries}, schema={"query_text": pl.String})
+        cleaned: list[str | None] = as_typed.select(QUERY_TEXT).to_series().to_list()
+        lead = self._tokens(QUERY_LEAD)
+        return [[*lead, *self._tokens(query)[:QUERY_TOKENS]] if query else [] for query in cleaned]
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def weights_sha256(self) -> str:
         """Hash of the shape and of every weight, whatever the file they lie in."""

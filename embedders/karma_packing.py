@@ -27,6 +27,9 @@ Array = TypeVar("Array", NDArray[Any], Tensor)
 ITEM, READ_OUT, NOTHING = -1, -2, -3
 """In `Packed.token_BL`: an item of the history, [INT], padding. Every other number is a token of the vocabulary."""
 
+QUERY_TOKENS = 16
+"""Of a query; what comes after is cut off, in training and in serving."""
+
 
 class KarmaBatch(NamedTuple, Generic[Array]):
     """Some users with their read-outs.

@@ -14,8 +14,6 @@ from jobs.lake import Lake
 TITLE_TOKENS = 24
 """Of a title; what comes after is cut off."""
 
-QUERY_TOKENS = 16
-
 TEXTS_AT_ONCE = 10_000
 
 TITLE = pl.coalesce(cleaned("title"), cleaned("category"))

@@ -22,6 +22,7 @@ from embedders.karma import KarmaNetwork
 from embedders.karma_decoder import KarmaDecoder
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_model import KarmaModel, Precision
+from embedders.karma_packing import QUERY_TOKENS
 from embedders.karma_towers import KarmaShape
 from feature_repo.table_schemas import KarmaAttention, KarmaCurves
 from jobs.checkpoint import UNFINISHED, Checkpoint
@@ -31,7 +32,7 @@ from jobs.fitted_karma import MODELS
 from jobs.interaction_sequences import LEAST_INTERACTIONS, InteractionCounts, InteractionLog
 from jobs.karma_items import FrozenPairs, copy_pairs
 from jobs.karma_log import write_search_log
-from jobs.karma_texts import QUERY_TOKENS, TITLE_TOKENS, titles_of, tokenised
+from jobs.karma_texts import TITLE_TOKENS, titles_of, tokenised
 from jobs.karma_validation import MOST_VALIDATION_USERS, HeldOutKarma
 from jobs.lake import Lake
 from jobs.progress import progress_bar

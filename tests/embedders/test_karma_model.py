@@ -15,7 +15,7 @@ from embedders.karma import KarmaNetwork
 from embedders.karma_decoder import KarmaDecoder
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_model import KarmaModel
-from embedders.karma_packing import KarmaBatch, shared_passes
+from embedders.karma_packing import QUERY_TOKENS, KarmaBatch, shared_passes
 from embedders.karma_towers import KarmaShape
 
 RNG = np.random.default_rng(0)
@@ -101,6 +101,30 @@ def test_a_query_changes_the_vector_and_an_empty_one_does_not(network: KarmaNetw
     np.testing.assert_allclose(vectors[:2], plain[:2], atol=1e-6)
     assert np.abs(vectors[2] - plain[2]).max() > 1e-3
     assert np.abs(vectors[3] - vectors[2]).max() > 1e-3
+
+
+def test_a_query_is_read_as_in_training_cleaned_and_cut_off(network: KarmaNetwork):
+    model = KarmaModel.of_network(network)
+    words = "red shoes for running on wet grass in the dark of an early winter morning with a dog"
+    tokens = network.lm.tokens(words)
+    assert len(tokens) > QUERY_TOKENS
+    typed = [f"  {words.replace(' ', '   ')} &amp; <b>more</b>", words, " \t<br> "]
+    vectors = model.user_vectors(CONTENT_NC, *flat([[1, 2]] * 3), image_NV=IMAGE_NV, queries=typed).vectors
+    one, asked = torch.ones(1, 1, dtype=torch.int64), torch.tensor([[0], [-1]])
+    trained = [
+        network.eval()(
+            KarmaBatch(
+                torch.tensor([[1, 2]]), 2 * one, 3 * one, query.reshape(1, 1), one.unsqueeze(2)[:, :, :0], one < 0
+            ),
+            [[]] * 10,
+            [tokens[:QUERY_TOKENS]],
+            generation=False,
+            reconstruction=False,
+        ).users_Kd
+        for query in asked
+    ]
+    with_query, without = (users_Kd.detach().numpy()[0] for users_Kd in trained)
+    np.testing.assert_allclose(vectors, [with_query, with_query, without], atol=2e-6)
 
 
 def test_a_saved_model_gives_the_same_vectors_and_the_same_hash(network: KarmaNetwork, tmp_path: Path):
