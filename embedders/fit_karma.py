@@ -231,11 +231,11 @@ def _passes(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, joint
     if joint:
         decodes = settings.decodability > 0.0 and (settings.generation or settings.reconstruction)
         read_outs, decoded = settings.read_outs, settings.decoded if decodes else 0
-        exposed = settings.exposed
+        exposed, random_negatives = settings.exposed, settings.random_negatives
     else:  # what does not decode teaches nothing here
         read_outs = decoded = max(1, settings.decoded)
-        exposed = 0
-    draw = KarmaDraw(network.shape.max_history, read_outs, decoded, exposed, settings.query_share)
+        exposed = random_negatives = 0
+    draw = KarmaDraw(network.shape.max_history, read_outs, decoded, exposed, settings.query_share, random_negatives)
     return KarmaPasses(log, draw, batch_size=settings.batch_size, seed=settings.seed)
 
 

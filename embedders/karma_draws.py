@@ -67,6 +67,7 @@ class KarmaDraw(NamedTuple):
         decoded: of these, how many also decode their title (those whose target has one).
         exposed: items shown beside a read-out's target, at most.
         query_share: of the read-outs with a query, how many see it.
+        random_negatives: items of the catalogue that stand in for those shown, where nobody knows what was.
     """
 
     max_history: int
@@ -74,6 +75,7 @@ class KarmaDraw(NamedTuple):
     decoded: int
     exposed: int
     query_share: float
+    random_negatives: int = 0
 
 
 class KarmaPasses:
@@ -133,7 +135,8 @@ class KarmaPasses:
         shape = (len(end_B), num_read_outs)
         cut_BK = np.zeros(shape, np.int64)
         target_BK, query_BK = np.full(shape, PADDING, np.int64), np.full(shape, NO_QUERY, np.int64)
-        exposed_BKM = np.full((*shape, self.draw.exposed), PADDING, np.int64)
+        most = max(self.draw.exposed, self.draw.random_negatives)
+        exposed_BKM = np.full((*shape, most), PADDING, np.int64)
         decoded_BK = np.zeros(shape, bool)
         for row, (end, length) in enumerate(zip(end_B.tolist(), length_B.tolist(), strict=True)):
             num = min(num_read_outs, length)
@@ -145,6 +148,8 @@ class KarmaPasses:
                 query_BK[row, :num] = np.where(sees_it_K, query_E[at_K], NO_QUERY)
             for place, at in enumerate(at_K.tolist()):
                 shown = self._exposed(at, rng)
+                if len(shown) == 0:
+                    shown = self._at_random(at, rng)
                 exposed_BKM[row, place, : len(shown)] = shown
             decoded_BK[row, self._decoded(target_BK[row, :num], rng)] = True
         most_exposed = int((exposed_BKM != PADDING).sum(axis=2).max())
@@ -160,6 +165,11 @@ class KarmaPasses:
         if len(shown_M) <= self.draw.exposed:
             return shown_M
         return rng.choice(shown_M, self.draw.exposed, replace=False)
+
+    def _at_random(self, at: int, rng: np.random.Generator) -> NDArray[np.int32]:
+        """Any items of the catalogue, but for the interaction's own."""
+        drawn = rng.integers(len(self.log.titles), size=self.draw.random_negatives, dtype=np.int32)
+        return drawn[drawn != self.log.sequences.items_E[at]]
 
     def _decoded(self, target_K: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which of a user's read-outs decode their title: a uniform draw of those that have one."""

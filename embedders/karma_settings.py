@@ -31,6 +31,9 @@ class KarmaSettings:
     """How many of these also decode their title: each costs about 20 tokens a decoder, a read-out about one."""
     exposed: int = 4
     """Items shown beside a target and not clicked that a read-out takes as negatives, at most."""
+    random_negatives: int = 16
+    """Items of the catalogue that stand in for those shown, where nobody knows what was: negatives of the batch alone
+    know nothing of what is rarely chosen."""
     query_share: float = 0.5
     """Of the read-outs with a query, how many see it: the vector must also be good without one."""
     warm_up_epochs: int = 0

@@ -20,6 +20,9 @@ from torch.nn import functional
 from embedders.karma_features import FrozenFeatures, StandardFeatures
 from embedders.karma_packing import ITEM, READ_OUT, Packed
 
+LEARNT_PART = 0.1
+"""Size of what is learnt beside the principal components of `residual`, at the start."""
+
 
 @dataclass(frozen=True)
 class KarmaShape:
@@ -89,6 +92,7 @@ class KarmaTowers(nn.Module):
 
         States of a language model share one large direction and differ by little beside it: without this all users
         begin at one point of the sphere, the first steps move them together, and what is learnt is what is popular.
+        Beside the components of `residual` what is to be learnt begins small.
 
         Args:
             packed: a sample of histories.
@@ -96,11 +100,12 @@ class KarmaTowers(nn.Module):
         """
         last = self.item_head[-1]
         assert isinstance(last, nn.Linear)
+        size = 1.0 if self.shortcut is None else LEARNT_PART
         normed_KD = self.user_norm(self.read_out(packed, self.states(packed))[0].float())
         for layer, made in ((self.user_head, self.user_head(normed_KD)), (last, self.item_head(self.features(rows)))):
             deviation = (made - made.mean(dim=0)).square().mean().sqrt()
-            layer.bias.sub_(made.mean(dim=0)).div_(deviation)
-            layer.weight.div_(deviation)
+            layer.bias.sub_(made.mean(dim=0)).mul_(size / deviation)
+            layer.weight.mul_(size / deviation)
 
     def items(self, rows: Tensor) -> Tensor:
         """Vectors of catalogue rows, [..., d] unit norm. Padding is read as row 0: meaningless, but finite."""

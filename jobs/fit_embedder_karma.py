@@ -75,19 +75,20 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Share of the time learnt from that is held out at its end, for early stop. 0: all epochs are trained."""
     refit_after_days: NonNegativeInt = 30
     """With `trained_share`: a model is kept until the cut has moved so many days; a refit writes all vectors anew."""
-    max_users: PositiveInt | None = None
-    """Learn from a sample of so many users; by default from all. Language-model time on one CPU core is some 8 minutes
-    per thousand users and epoch with `smollm2`, 4 with its first 4 blocks."""
+    max_users: PositiveInt | None = 1_000
+    """Learn from a sample of so many users. Language-model time on one CPU core is some 8 minutes a thousand users and
+    epoch with `smollm2`, 4 with its first 4 blocks, less than half of it in bfloat16 where the CPU has AMX."""
     max_history: PositiveInt = 50
     """Items that the language model reads of a user, the newest."""
     output_dim: PositiveInt = 128
     """Width of the vectors."""
-    residual: bool = False
+    residual: bool = True
     """Start from the mean of the history's principal components, so that training never begins below it [NF->P]."""
     action: Literal["pairwise", "infonce"] = "pairwise"
     """L_act: every negative by itself below the target (the paper's), or a softmax over all of them."""
-    scale: PositiveFloat = 20.0
-    """Factor of the cosines in L_act, 1 / temperature; 1: raw dot products."""
+    scale: PositiveFloat = 5.0
+    """Factor of the cosines in L_act, 1 / temperature [NF->P]; 1: raw dot products. At 20 what is learnt first from few
+    users is to tell nothing apart (DECISIONS.md)."""
     decodability: NonNegativeFloat = 0.5
     """lambda of what is decoded; 0: action alone."""
     generation: bool = True
@@ -102,17 +103,19 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """How many of these also decode their title."""
     exposed: NonNegativeInt = 4
     """Items shown beside a target and not clicked that count as its negatives, at most. 0: those of the batch alone."""
+    random_negatives: NonNegativeInt = 16
+    """Items of the catalogue that stand in for those shown, where the log does not say what was [NF->P]."""
     query_share: float = Field(0.5, ge=0.0, le=1.0)
     """Of the read-outs with a query, how many see it: vectors of midnights have none."""
     warm_up_epochs: NonNegativeInt = 0
     """Epochs before the others in which only what is new beside the language model learns, from L_gen."""
-    epochs: PositiveInt = 5
+    epochs: PositiveInt = 3
     """Most passes over the users."""
     patience: NonNegativeInt = 1
     """Epochs without a better R@K before training stops."""
     batch_size: int = Field(16, ge=2)
     """Users a training step."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 3e-4
     """Of what is new beside the language model, at its peak."""
     language_model_rate: PositiveFloat = 1e-4
     """Of the language model or its LoRA adapters, at its peak."""

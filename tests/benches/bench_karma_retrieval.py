@@ -105,7 +105,14 @@ def variants() -> dict[str, Variant]:
         "action + gen + recon, InfoNCE": Variant(replace(both, action="infonce")),
         "frozen language model, action only": Variant(replace(action, frozen_language_model=True)),
         "action only, residual": Variant(action, residual=True),
+        "action + gen, residual": Variant(replace(both, reconstruction=False), residual=True),
+        "action + recon, residual": Variant(replace(both, generation=False), residual=True),
         "action + gen + recon, residual": Variant(both, residual=True),
+        "action only, residual, InfoNCE": Variant(replace(action, action="infonce"), residual=True),
+        "action + gen + recon, residual, InfoNCE": Variant(replace(both, action="infonce"), residual=True),
+        "frozen language model, action only, residual": Variant(
+            replace(action, frozen_language_model=True), residual=True
+        ),
         "action only, pictures": Variant(action, pictures=True),
         "action + gen + recon, pictures": Variant(both, pictures=True),
         "action + gen + recon + img, pictures": Variant(replace(both, image="vector"), pictures=True),
@@ -206,7 +213,7 @@ class KarmaRun:
         self.world, self.variant, self.arguments, self.seed = world, variant, arguments, seed
         self.lm: CausalLM = load_causal_lm(arguments.language_model)
         torch.manual_seed(seed)
-        shape = KarmaShape(num_layers=arguments.layers, residual=variant.residual)
+        shape = KarmaShape(num_layers=arguments.layers, residual=variant.residual, low_rank=arguments.low_rank)
         self.image_NV = world.image_NV if variant.pictures else None
         self.network = KarmaNetwork(self.lm, FrozenFeatures(world.content_NC, self.image_NV), shape)
         self.network.towers.standardise(world.content_NC, self.image_NV)
@@ -270,20 +277,28 @@ class KarmaRun:
         world = self.world
         users = some(len(split.train), arguments.train_users, self.seed)
         places_E = np.concatenate(places_of(split.train, users))
+        exposed_EM = None if world.exposed_EM is None else world.exposed_EM[places_E]
+        if exposed_EM is None and arguments.random_negatives:  # nobody knows what was shown beside a purchase
+            drawn = np.random.default_rng((self.seed, 1)).integers(
+                len(world.titles), size=(len(places_E), arguments.random_negatives)
+            )
+            exposed_EM = drawn.astype(np.int32)
         log = KarmaLog(
             sequences=sampled(split.train, users),
             titles=self.tokens,
             queries=[self.lm.tokens(query) for query in world.queries],
             query_E=None if world.query_E is None else world.query_E[places_E],
-            exposed_EM=None if world.exposed_EM is None else world.exposed_EM[places_E],
+            exposed_EM=exposed_EM,
         )
         settings = replace(
             self.variant.settings,
             epochs=arguments.epochs,
             patience=arguments.epochs,
             seed=self.seed,
-            batch_size=32,
+            batch_size=arguments.batch_size,
             query_share=1.0,
+            scale=arguments.scale,
+            exposed=arguments.random_negatives or 4,
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
@@ -463,6 +478,12 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--train-users", type=int, default=2000)
     runs.add_argument("--test-users", type=int, default=3000)
     runs.add_argument("--epochs", type=int, default=4)
+    runs.add_argument(
+        "--random-negatives", type=int, default=0, help="per read-out, where nothing shown is known, beside the batch's"
+    )
+    runs.add_argument("--scale", type=float, default=20.0, help="of the cosines in L_act")
+    runs.add_argument("--batch-size", type=int, default=16)
+    runs.add_argument("--low-rank", type=int, help="LoRA in place of training the whole language model")
     runs.add_argument("--learning-rate", type=float, default=1e-3)
     runs.add_argument("--language-model-rate", type=float, default=1e-4)
     runs.add_argument("--exactly", nargs="+", help="variants of these names")

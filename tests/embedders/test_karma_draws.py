@@ -200,3 +200,23 @@ def test_a_log_that_does_not_fit_together_is_refused() -> None:
         replace(log, titles=[[1]] * 3)
     with pytest.raises(ValueError, match="1 of 3 users have two interactions"):
         passes(numbered([1, 4, 0]))
+
+
+@given(logs, st.integers(0, 3))
+def test_items_at_random_stand_in_only_where_nothing_shown_is_known(lengths: list[int], seed: int) -> None:
+    log, draw = numbered(lengths), DRAW._replace(random_negatives=6)
+    found = [one for batch in passes(log, draw, seed=seed).batches(0) for one in read_outs(batch)]
+    usual = [one for batch in passes(log, seed=seed).batches(0) for one in read_outs(batch)]
+    assert any(len(shown) > draw.exposed for _, _, _, shown, _ in found) == any(
+        not shown for _, _, _, shown, _ in usual
+    )
+    for _, target, _, shown, _ in found:
+        if target > 0:  # before the first item of the log there is none that could have been shown
+            assert len(shown) <= draw.exposed
+            assert all(target - 5 <= item < target for item in shown)
+    unknown = replace(log, exposed_EM=None)
+    drawn = [one for batch in passes(unknown, draw, seed=seed).batches(0) for one in read_outs(batch)]
+    for _, target, _, shown, _ in drawn:
+        assert target not in shown
+        assert all(0 <= item < sum(lengths) for item in shown)
+    assert all(not shown for batch in passes(unknown).batches(0) for _, _, _, shown, _ in read_outs(batch))
