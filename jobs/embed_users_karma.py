@@ -38,7 +38,7 @@ from feature_repo.table_schemas import (
 from jobs.fitted_karma import check_content, fitted_karma
 from jobs.karma_items import copy_pairs, known_pairs, pairs_of_histories
 from jobs.lake import Lake
-from jobs.user_interests import KEY, InterestTable, bring_up_to_date, histories_from
+from jobs.user_interests import InterestTable, bring_up_to_date, histories_from
 
 if TYPE_CHECKING:
     from embedders.interests import HistoryMeans
@@ -94,8 +94,8 @@ def run(lake: Lake, config: Config) -> None:
         counts = bring_up_to_date(
             lake,
             TABLE,
-            # one user's histories one after the other: the model reads what they begin with once
-            histories_from(lake, fitted.trained_through).sort(KEY),
+            # one user's histories come one after the other: the model reads what they begin with once
+            histories_from(lake, fitted.trained_through),
             pairs_of_histories(pairs, content_NC),
             fitted.fingerprint,
             embed,

@@ -143,7 +143,10 @@ def bring_up_to_date(
 
 
 def histories_from(lake: Lake, trained_through: datetime) -> pl.LazyFrame:
-    """The histories from `trained_through` on, and each user's newest one before it, dated then."""
+    """The histories from `trained_through` on, and each user's newest one before it, dated then.
+
+    User after user, as `user_histories` is: merged, because a sort would hold all histories of the log in memory.
+    """
     histories = lake.scan(UserHistories).lazy().select(*KEY, "history_item_ids")
     at = pl.lit(trained_through, pl.Datetime("us", "UTC"))
     from_then = histories.filter(pl.col("event_timestamp") >= at)
@@ -156,7 +159,7 @@ def histories_from(lake: Lake, trained_through: datetime) -> pl.LazyFrame:
         .join(has_one_then, on="user_id", how="anti")
         .with_columns(event_timestamp=at)
     )
-    return pl.concat([carried, from_then])
+    return carried.sort("user_id").merge_sorted(from_then, key="user_id")
 
 
 def chunks(histories: pl.LazyFrame, items: ItemVectors, chunk_size: int) -> Iterator[Chunk]:

@@ -103,7 +103,8 @@ def test_every_vector_is_the_models_of_the_history_texts_and_pictures_known_then
             keys.append((user, at))
             expected.append(means.vectors[0])
             num_items.append(len(known))
-    assert table.select(KEY).rows() == keys
+    assert table.select(KEY).sort(KEY).rows() == keys
+    table = table.sort(KEY)
     assert ("u80", THROUGH) in keys
     assert table.get_column("created_timestamp").equals(table.get_column("event_timestamp"))
     assert table.get_column("user_karma_num_items").to_list() == num_items
@@ -216,6 +217,16 @@ def test_the_progress_moves_while_the_language_model_works(
     assert len(done) > 5
     assert 40 in done
     assert max(np.diff([0, *done, total])) < 20
+
+
+def test_a_users_histories_come_one_after_the_other(few_lake: Lake):
+    """Those dated `trained_through` and those after it: what they begin with is then read once."""
+    batches = histories_from(few_lake, THROUGH).collect_batches(chunk_size=5)
+    keys = pl.concat(list(batches)).select(KEY)
+    users = keys.get_column("user_id").to_list()
+    assert users == sorted(users)
+    both = keys.group_by("user_id").agg(min=pl.col("event_timestamp").min() == THROUGH, n=pl.len())
+    assert both.filter(pl.col("min") & (pl.col("n") > 1)).height > 5
 
 
 def test_a_history_without_any_vector_gets_no_row_and_is_counted(few_lake: Lake, caplog: pytest.LogCaptureFixture):
