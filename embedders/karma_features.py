@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from embedders.learn import FrozenContent
 
+SAME = 1e-6
+"""A coordinate that deviates less is the same in all vectors: it is centred and not scaled."""
+
 
 class FrozenFeatures(nn.Module):
     """Text and image vectors of the catalogue by row. No parameters: the matrices may be memory-mapped.
@@ -93,5 +96,7 @@ class StandardFeatures(nn.Module):
 
 def _mean_and_scale(vectors_NC: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     deviation_C = vectors_NC.std(axis=0, dtype=np.float64)
+    # what is the same in the whole sample (a single picture, a placeholder) says nothing of how later vectors spread
+    deviation_C[deviation_C < SAME] = 1.0
     mean_C = torch.tensor(vectors_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
-    return mean_C, torch.tensor(1.0 / np.maximum(deviation_C, 1e-6), dtype=torch.float32)
+    return mean_C, torch.tensor(1.0 / deviation_C, dtype=torch.float32)
