@@ -5,7 +5,7 @@
 
 What we keep: the joint loss; a frozen language model and action alone are the comparisons. Ours [NF->P], because the
 paper's schedule, rates and sizes could not be read: the two stages, two learning rates, several read-outs of a window
-(`embedders.karma_draws`), users and items centred before the first step (`KarmaTowers.centre`), early stop on
+(`embedders.karma_draws`), users and items spread before the first step (`KarmaTowers.spread`), early stop on
 validation recall. The loop is that of `embedders.fit_learn`.
 
 Everything drawn is a function of (seed, epoch, process): a run that goes on from a checkpoint ends in the same bits.
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
@@ -70,7 +71,7 @@ def fit_karma(
 
     Of the best state and of checkpoints only trained weights are kept: to go on, make the same network first. torch's
     own generator is seeded anew in every epoch. On several GPUs (`accelerate launch`) each process takes its share of
-    every batch.
+    every batch, and what the first one finds in a validation counts.
 
     Args:
         network: float32, its initial weights are the caller's. It gets an `image_flow` while it needs one.
@@ -81,7 +82,7 @@ def fit_karma(
         stopwatch: seconds from any origin.
 
     Returns:
-        The curve. Where there is a validation it begins with a row of epoch -1: the network centred, before any step.
+        The curve. Where there is a validation it begins with a row of epoch -1: all is spread, and no step done.
 
     Raises:
         ValueError: fewer than two users have a history and a target, the catalogue and the titles differ in length,
@@ -144,7 +145,7 @@ def fit_karma(
             prepared.zero_grad()
             watch.on_users(len(batch.history_BL))
         network.eval()
-        validation = KarmaValidation() if validate is None else validate()
+        validation = KarmaValidation() if validate is None else _validated(validate)
         recall = validation.recall
         if joint and (recall is None or recall > state.best_recall):
             state.best_recall, state.best_epoch = -float("inf") if recall is None else recall, state.epoch
@@ -244,9 +245,16 @@ def _untouched(
 ) -> KarmaEpochRow:
     started = stopwatch()
     network.eval()
-    validation = validate()
+    validation = _validated(validate)
     seconds = stopwatch() - started
     return KarmaEpochRow(UNTOUCHED_EPOCH, "untouched", *KarmaLosses(), *validation, seconds, is_best=False)
+
+
+def _validated(validate: Callable[[], KarmaValidation]) -> KarmaValidation:
+    """What the first process finds: were a last digit to differ, one would stop and the others wait for it for ever."""
+    (validation,) = broadcast_object_list([validate()])
+    assert isinstance(validation, KarmaValidation)
+    return validation
 
 
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], epoch: int, settings: KarmaSettings) -> None:
