@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
-from embedders.histories import PADDING
+from embedders.histories import PADDING, padded_rows
 from embedders.karma import KarmaNetwork
 from embedders.karma_curve import (
     UNTOUCHED_EPOCH,
@@ -43,8 +43,8 @@ from embedders.karma_settings import Image, KarmaSettings
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma"]
 
-ITEMS_SAMPLED = 4096
-"""Of the catalogue: they say where its middle is, and how far it spreads."""
+USERS_SAMPLED, ITEMS_SAMPLED = 64, 4096
+"""They say where the middle is, and how far users and items spread."""
 
 
 @dataclass
@@ -168,11 +168,13 @@ def fit_karma(
 
 
 def _spread(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings) -> None:
-    """By the first batch of users and a sample of the catalogue."""
-    batch = next(iter(_passes(network, log, settings, joint=True).batches(0)))
-    ends_BK = (batch.history_BL != PADDING).sum(axis=1, keepdims=True)
-    packed = pack(batch.history_BL, ends_BK, instruction=network.towers.instruction)
-    items = np.random.default_rng(settings.seed).permutation(len(log.titles))[:ITEMS_SAMPLED]
+    """By a sample of the users and of the catalogue."""
+    rng = np.random.default_rng(settings.seed)
+    users = rng.permutation(np.flatnonzero(log.sequences.lengths >= 2))[:USERS_SAMPLED]
+    history_BL = padded_rows([log.sequences.of(user)[:-1][-network.shape.max_history :] for user in users])
+    ends_B1 = (history_BL != PADDING).sum(axis=1, keepdims=True)
+    packed = pack(history_BL, ends_B1, instruction=network.towers.instruction)
+    items = rng.permutation(len(log.titles))[:ITEMS_SAMPLED]
     was_training = network.training
     network.towers.eval().spread(packed, torch.from_numpy(items).to(network.towers.read_out_D.device))
     network.train(was_training)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from embedders.contrastive import (
@@ -181,7 +182,8 @@ def fit_learn(
                 f"finite number: lower learning_rate (now {settings.learning_rate}), or look for NaN in the content."
             )
         network.eval()
-        recall = None if validate is None else validate()
+        # the first process decides for all: were a last digit to differ, one would stop and the others wait for ever
+        recall = None if validate is None else broadcast_object_list([validate()])[0]
         if recall is None or recall > state.best_recall:
             state.best_recall, state.best_epoch = -float("inf") if recall is None else recall, state.epoch
             state.best_weights = {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from embedders.causal_lm import CausalLM
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_packing import KarmaBatch, pack
-from embedders.karma_towers import KarmaShape, KarmaTowers
+from embedders.karma_towers import KarmaShape, KarmaTowers, spoken
 from embedders.low_rank import merged, with_low_rank
 
 INSTRUCTION = "Products that a shopper chose, oldest first:"
@@ -79,7 +79,7 @@ class KarmaNetwork(nn.Module):
             _keep_blocks(lm.model, shape.num_layers, lm.model_id)
         self.towers = KarmaTowers(lm.model.get_decoder(), features, shape, lm.opening_tokens(INSTRUCTION))
         self.output: Any = lm.model.get_output_embeddings()
-        embedding_VD = self.towers.language_model.get_input_embeddings().weight.detach().float()
+        embedding_VD = spoken(self.towers.language_model)
         typical = float(embedding_VD.square().mean().sqrt())
         with torch.no_grad():
             words_D = embedding_VD[lm.tokens(READ_OUT_WORDS)].mean(dim=0)

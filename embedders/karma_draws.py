@@ -38,6 +38,8 @@ class KarmaLog:
     """The row of `queries` under which each interaction happened, NO_QUERY for none. None: nobody searched."""
     exposed_EM: NDArray[np.int32] | None = None
     """Catalogue rows shown beside each interaction and not clicked, PADDING on the right. None: not known."""
+    listed_N: NDArray[np.int64] | None = None
+    """Since when each item could be chosen, in the unit of `sequences.times_E`. None: always."""
 
     def __post_init__(self) -> None:
         num_interactions = len(self.sequences.items_E)
@@ -67,7 +69,8 @@ class KarmaDraw(NamedTuple):
         decoded: of these, how many also decode their title (those whose target has one).
         exposed: items shown beside a read-out's target, at most.
         query_share: of the read-outs with a query, how many see it.
-        random_negatives: items of the catalogue that stand in for those shown, where nobody knows what was.
+        random_negatives: items listed at the time that stand in for those shown, where none is known; the user's own
+            of the same window are none.
     """
 
     max_history: int
@@ -94,6 +97,9 @@ class KarmaPasses:
     def __init__(self, log: KarmaLog, draw: KarmaDraw, *, batch_size: int, seed: int) -> None:
         self.log, self.draw, self.batch_size, self.seed = log, draw, batch_size, seed
         self.users = np.flatnonzero(log.sequences.lengths >= 2)
+        listed_N = np.zeros(len(log.titles), np.int64) if log.listed_N is None else log.listed_N
+        self._oldest_first = np.argsort(listed_N, kind="stable").astype(np.int32)
+        self._listed_sorted = listed_N[self._oldest_first]
         if len(self.users) < 2:
             raise ValueError(
                 f"fit_karma: {len(self.users)} of {len(log.sequences)} users have two interactions, a history and a "
@@ -149,7 +155,7 @@ class KarmaPasses:
             for place, at in enumerate(at_K.tolist()):
                 shown = self._exposed(at, rng)
                 if len(shown) == 0:
-                    shown = self._at_random(at, rng)
+                    shown = self._at_random(at, items_E[end - length : end + 1], rng)
                 exposed_BKM[row, place, : len(shown)] = shown
             decoded_BK[row, self._decoded(target_BK[row, :num], rng)] = True
         most_exposed = int((exposed_BKM != PADDING).sum(axis=2).max())
@@ -166,10 +172,15 @@ class KarmaPasses:
             return shown_M
         return rng.choice(shown_M, self.draw.exposed, replace=False)
 
-    def _at_random(self, at: int, rng: np.random.Generator) -> NDArray[np.int32]:
-        """Any items of the catalogue, but for the interaction's own."""
-        drawn = rng.integers(len(self.log.titles), size=self.draw.random_negatives, dtype=np.int32)
-        return drawn[drawn != self.log.sequences.items_E[at]]
+    def _at_random(self, at: int, window: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
+        """Items that could be chosen at the time of an interaction, but for those of its user's window."""
+        times_E, known = self.log.sequences.times_E, len(self._listed_sorted)
+        if self.log.listed_N is not None and times_E is not None:
+            known = int(np.searchsorted(self._listed_sorted, times_E[at], side="right"))
+        drawn = (
+            self._oldest_first[rng.integers(known, size=self.draw.random_negatives)] if known else np.empty(0, np.int32)
+        )
+        return drawn[~np.isin(drawn, window)]
 
     def _decoded(self, target_K: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which of a user's read-outs decode their title: a uniform draw of those that have one."""

@@ -8,10 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedders.learn import FrozenContent
-
-SAME = 1e-6
-"""A coordinate that deviates less is the same in all vectors: it is centred and not scaled."""
+from embedders.learn import SAME, FrozenContent
 
 
 class FrozenFeatures(nn.Module):
@@ -77,9 +74,10 @@ class StandardFeatures(nn.Module):
             content_NC: text vectors of some items.
             image_MV: image vectors of items that have a picture; they may be other items.
         """
-        self.content_mean_C, self.content_scale_C = _mean_and_scale(content_NC)
+        device = self.content_mean_C.device
+        self.content_mean_C, self.content_scale_C = (part.to(device) for part in _mean_and_scale(content_NC))
         if image_MV is not None and len(image_MV):
-            self.image_mean_V, self.image_scale_V = _mean_and_scale(image_MV)
+            self.image_mean_V, self.image_scale_V = (part.to(device) for part in _mean_and_scale(image_MV))
 
     def forward(self, rows: Tensor) -> Tensor:
         """`rows` of any shape, int64, all valid; gives [..., F] float32."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
@@ -26,7 +25,6 @@ from embedders.karma import QUERY_LEAD, KarmaNetwork
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_packing import QUERY_TOKENS, SharedPass, pack, shared_passes
 from embedders.karma_towers import KarmaShape, KarmaTowers
-from embedders.prompts import QUERY_TEXT
 
 ITEMS_AT_ONCE = 4096
 TOKENS_AT_ONCE = 4096
@@ -115,8 +113,8 @@ class KarmaModel:
                 an item without a vector, which is passed over.
             lengths_H: entries of each history; adds up to T.
             image_NV: image vectors, as in `item_vectors`.
-            queries: what each user searches for, as it was typed: it is cleaned and cut off as in training. None, or
-                None for one of them: nothing.
+            queries: what each user searches for, as clean as in training (`embedders.prompts.QUERY_TEXT`), cut off here
+                as it was there; None, or None for one of them: nothing.
             on_progress: called after every forward pass with the number of histories it finished.
 
         Returns:
@@ -180,10 +178,8 @@ class KarmaModel:
 
     def _query_tokens(self, queries: Sequence[str | None]) -> list[list[int]]:
         """What stands between history and [INT]; nothing where nothing is asked for."""
-        as_typed = pl.DataFrame({"query_text": queries}, schema={"query_text": pl.String})
-        cleaned: list[str | None] = as_typed.select(QUERY_TEXT).to_series().to_list()
         lead = self._tokens(QUERY_LEAD)
-        return [[*lead, *self._tokens(query)[:QUERY_TOKENS]] if query else [] for query in cleaned]
+        return [[*lead, *self._tokens(query)[:QUERY_TOKENS]] if query else [] for query in queries]
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -224,7 +220,13 @@ class KarmaModel:
         towers = KarmaTowers(
             language_model, no_items, KarmaShape(**description["shape"]), instruction=description["instruction"]
         )
-        towers.load_state_dict(torch.load(folder / "network.pt", weights_only=True), strict=False)
+        missing, unknown = towers.load_state_dict(torch.load(folder / "network.pt", weights_only=True), strict=False)
+        missing = [name for name in missing if not name.startswith("language_model.")]
+        if missing or unknown:
+            raise ValueError(
+                f"{folder / 'network.pt'} lacks {len(missing)} weights and has {len(unknown)} of another network "
+                f"({', '.join([*missing, *unknown][:3])}): it was saved by another version; fit the model again"
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(towers.to(device), tokenizer, description["model_id"], description["precision"])
 

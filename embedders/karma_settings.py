@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from embedders.contrastive import SCALE
-
 Action = Literal["pairwise", "infonce"]
 Image = Literal["off", "history", "vector"]
 
@@ -15,8 +13,9 @@ class KarmaSettings:
 
     action: Action = "pairwise"
     """L_act. pairwise: every negative by itself below the target (the paper's). infonce: softmax over all of them."""
-    scale: float | None = SCALE
-    """Of the cosines in L_act; None: the raw dot product of unit vectors."""
+    scale: float | None = 5.0
+    """Of the cosines in L_act; None: the raw dot product of unit vectors. LEARN's 20 is too much for a mean over pairs:
+    of what is as yet undecided it teaches to tell nothing apart."""
     decodability: float = 0.5
     """lambda, of all that is decoded; 0: action alone, and nothing is decoded."""
     generation: bool = True
@@ -32,19 +31,19 @@ class KarmaSettings:
     exposed: int = 4
     """Items shown beside a target and not clicked that a read-out takes as negatives, at most."""
     random_negatives: int = 16
-    """Items of the catalogue that stand in for those shown, where nobody knows what was: negatives of the batch alone
-    know nothing of what is rarely chosen."""
+    """Items of the catalogue that stand in for those shown, where none is known: negatives of the batch alone know
+    nothing of what is rarely chosen."""
     query_share: float = 0.5
     """Of the read-outs with a query, how many see it: the vector must also be good without one."""
     warm_up_epochs: int = 0
     """Epochs of stage 0, before those of `epochs`; by L_gen, whatever `generation` says of stage 1."""
-    epochs: int = 5
+    epochs: int = 3
     """Most passes over the users in stage 1."""
     patience: int = 1
     """Validations of stage 1 without a better one before training stops."""
     batch_size: int = 16
     """Users a step, of all processes together; the negatives are those of one process."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Of what is new beside the language model, at its peak."""
     language_model_rate: float = 1e-4
     """Of the language model or its LoRA adapters, at its peak."""

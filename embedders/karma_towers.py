@@ -20,6 +20,9 @@ from torch.nn import functional
 from embedders.karma_features import FrozenFeatures, StandardFeatures
 from embedders.karma_packing import ITEM, READ_OUT, Packed
 
+SMALLEST_DEVIATION = 1e-4
+"""Of a sample without any: all its histories are the same."""
+
 LEARNT_PART = 0.1
 """Size of what is learnt beside the principal components of `residual`, at the start."""
 
@@ -60,7 +63,7 @@ class KarmaTowers(nn.Module):
         self.shape, self.instruction = shape, tuple(instruction)
         self.language_model = language_model
         self.features = StandardFeatures(features)
-        embedding_VD = language_model.get_input_embeddings().weight.detach().float()
+        embedding_VD = spoken(language_model)
         width, feature_dim = embedding_VD.shape[1], self.features.width
         self.adapter = nn.Sequential(nn.Linear(feature_dim, width), nn.GELU(), nn.Linear(width, width))
         self.adapter_norm = nn.RMSNorm(width)  # to the size of the model's own token embeddings
@@ -79,7 +82,8 @@ class KarmaTowers(nn.Module):
         self.features.fit(content_NC, image_MV)
         if self.shortcut is not None:
             # of the text: a picture's first components are its light and its background
-            standard_NC = (torch.from_numpy(content_NC) - self.features.content_mean_C) * self.features.content_scale_C
+            sample_NC = torch.from_numpy(content_NC).to(self.features.content_mean_C.device)
+            standard_NC = (sample_NC - self.features.content_mean_C) * self.features.content_scale_C
             _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending
             with torch.no_grad():
                 self.shortcut.weight.zero_()
@@ -103,7 +107,7 @@ class KarmaTowers(nn.Module):
         size = 1.0 if self.shortcut is None else LEARNT_PART
         normed_KD = self.user_norm(self.read_out(packed, self.states(packed))[0].float())
         for layer, made in ((self.user_head, self.user_head(normed_KD)), (last, self.item_head(self.features(rows)))):
-            deviation = (made - made.mean(dim=0)).square().mean().sqrt()
+            deviation = (made - made.mean(dim=0)).square().mean().sqrt().clamp_min(SMALLEST_DEVIATION)
             layer.bias.sub_(made.mean(dim=0)).mul_(size / deviation)
             layer.weight.mul_(size / deviation)
 
@@ -168,3 +172,12 @@ class KarmaTowers(nn.Module):
         last_K = packed.reach_BL[row_K, place_K]
         num_items_K1 = (last_K + 1 - len(self.instruction)).unsqueeze(1).to(device)
         return of_items_BLd.cumsum(dim=1)[row_K.to(device), last_K.to(device)] / num_items_K1
+
+
+@torch.no_grad()
+def spoken(language_model: Any) -> Tensor:
+    """The vocabulary as the language model is given it, [V, D] float32: some scale their table as they read it."""
+    embeddings = language_model.get_input_embeddings()
+    every_token = torch.arange(embeddings.num_embeddings, device=embeddings.weight.device)
+    vectors: Tensor = embeddings(every_token).detach().float()
+    return vectors

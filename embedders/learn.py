@@ -29,6 +29,9 @@ from torch.nn import functional
 from embedders.histories import PADDING
 
 ItemTower = Literal["sequence", "single", "content"]
+SAME = 1e-6
+"""A coordinate that deviates less is the same in all vectors: it is centred and not scaled."""
+
 INITIAL_STANDARD_DEVIATION = 0.02
 """As BERT initialises its weights."""
 
@@ -158,8 +161,9 @@ class LearnNetwork(nn.Module):
         """
         assert self.content_mean_C.shape == (content_NC.shape[1],)
         deviation_C = content_NC.std(axis=0, dtype=np.float64)
+        deviation_C[deviation_C < SAME] = 1.0
         self.content_mean_C = torch.tensor(content_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
-        self.content_scale_C = torch.tensor(1.0 / np.maximum(deviation_C, 1e-6), dtype=torch.float32)
+        self.content_scale_C = torch.tensor(1.0 / deviation_C, dtype=torch.float32)
         if self.shortcut is not None:
             standard_NC = torch.from_numpy((content_NC - self.content_mean_C.numpy()) * self.content_scale_C.numpy())
             _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending

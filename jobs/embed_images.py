@@ -4,8 +4,10 @@ reads   item_images
 writes  item_image_embeddings       one row per (item_id, event_timestamp); empty where `enabled` is false
 
 Only what is new or has changed, by the hash of its bytes, is encoded. Every shard is committed by itself, so a killed
-job loses one at most. `jobs.dated_vectors` says since when a vector counts as known. A picture that cannot be read has
-no vector; it is counted in the manifest, named in the log, and tried again by the next run.
+job loses one at most. `jobs.dated_vectors` says since when a vector counts as known: an item's first picture dates with
+the item, also one that was given or mended later, as the table of pictures has no history; a changed one, now. Do not
+let pictures follow what was clicked: they would be known to impressions before it. A picture that cannot be read has no
+vector; it is counted in the manifest, named in the log, and tried again by the next run.
 """
 
 import hashlib

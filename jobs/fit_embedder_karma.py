@@ -79,7 +79,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Learn from a sample of so many users. Language-model time on one CPU core is some 8 minutes a thousand users and
     epoch with `smollm2`, 4 with its first 4 blocks, less than half of it in bfloat16 where the CPU has AMX."""
     max_history: PositiveInt = 50
-    """Items that the language model reads of a user, the newest."""
+    """Items that the language model reads of a user, the newest. Serving has [collect_histories] max_length of them at
+    most, so more than that would be trained on and never served."""
     output_dim: PositiveInt = 128
     """Width of the vectors."""
     residual: bool = True
@@ -102,9 +103,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     decoded: PositiveInt = 1
     """How many of these also decode their title."""
     exposed: NonNegativeInt = 4
-    """Items shown beside a target and not clicked that count as its negatives, at most. 0: those of the batch alone."""
+    """Items shown beside a target and not clicked that count as its negatives, at most. 0: only `random_negatives` and
+    those of the batch."""
     random_negatives: NonNegativeInt = 16
-    """Items of the catalogue that stand in for those shown, where the log does not say what was [NF->P]."""
+    """Items on sale at the time that stand in for those shown, where the log knows of none [NF->P]."""
     query_share: float = Field(0.5, ge=0.0, le=1.0)
     """Of the read-outs with a query, how many see it: vectors of midnights have none."""
     warm_up_epochs: NonNegativeInt = 0

@@ -24,7 +24,7 @@ from embedders.karma_features import FrozenFeatures
 from embedders.karma_model import KarmaModel, Precision
 from embedders.karma_packing import QUERY_TOKENS
 from embedders.karma_towers import KarmaShape
-from feature_repo.table_schemas import KarmaAttention, KarmaCurves
+from feature_repo.table_schemas import Items, KarmaAttention, KarmaCurves
 from jobs.checkpoint import UNFINISHED, Checkpoint
 from jobs.fit_embedder_karma import WITHOUT_KARMA, Config, TrainingInputs
 from jobs.fitted_embedder import sha256_of_model
@@ -76,6 +76,7 @@ def train_karma(lake: Lake, config: Config, log: InteractionLog, inputs: Trainin
             queries=tokenised(searches.query_texts, network.lm.tokenizer, QUERY_TOKENS),
             query_E=searches.query_E,
             exposed_EM=searches.exposed_EM,
+            listed_N=_listed(lake, item_ids),
         )
         held_out = HeldOutKarma(
             network=network,
@@ -102,6 +103,13 @@ def train_karma(lake: Lake, config: Config, log: InteractionLog, inputs: Trainin
         seconds = time.monotonic() - started
         _put_in_place(lake, config, inputs, network, curve, attention, counts, seconds)
     PartialState().wait_for_everyone()
+
+
+def _listed(lake: Lake, item_ids: pl.Series) -> NDArray[np.int64]:
+    """Since when each item could be chosen, microseconds since 1970."""
+    since = lake.scan(Items).select("item_id", since=pl.col("event_timestamp").dt.epoch("us")).collect()
+    joined = item_ids.to_frame("item_id").join(since, on="item_id", how="left", maintain_order="left")
+    return joined.get_column("since").fill_null(0).to_numpy()
 
 
 def _log_counts(inputs: TrainingInputs, counts: InteractionCounts) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from embedders.causal_lm import CausalLM
 from embedders.histories import PADDING
@@ -252,3 +253,37 @@ def test_untrained_users_and_items_lie_around_the_origin(make_network: Callable[
     assert users < 0.6 < users_before  # of unit vectors: 1 is one point
     assert items < 0.6
     assert items <= items_before
+
+
+def test_a_table_that_the_model_scales_as_it_reads_it_is_measured_as_it_is_read(
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+):
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(byte_level_tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        intermediate_size=64,
+    )
+    lm = CausalLM("tiny gemma", Gemma3ForCausalLM(config).eval(), byte_level_tokenizer)
+    towers = KarmaNetwork(lm, features(), KarmaShape(output_dim=8)).towers
+    with torch.inference_mode():
+        token_TD = lm.model.get_input_embeddings()(torch.arange(100))
+        item_ND = towers.item_tokens(torch.arange(NUM_ITEMS))
+    typical = token_TD.square().mean().sqrt()
+    assert (
+        typical > 4 * lm.model.get_input_embeddings().weight.detach().square().mean().sqrt()
+    )  # times 8, as it is read
+    for found in (item_ND, towers.read_out_D.detach()):
+        assert 0.7 < float(found.square().mean().sqrt() / typical) < 1.4
+
+
+def test_a_sample_in_which_all_histories_are_the_same_leaves_finite_users(make_network: Callable[..., KarmaNetwork]):
+    network = make_network()
+    packed = pack(np.full((4, 1), 3), np.ones((4, 1), np.int64), instruction=network.towers.instruction)
+    network.towers.spread(packed, torch.arange(NUM_ITEMS))
+    with torch.inference_mode():
+        assert torch.isfinite(network.towers.users(packed)).all()

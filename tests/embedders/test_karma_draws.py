@@ -220,3 +220,20 @@ def test_items_at_random_stand_in_only_where_nothing_shown_is_known(lengths: lis
         assert target not in shown
         assert all(0 <= item < sum(lengths) for item in shown)
     assert all(not shown for batch in passes(unknown).batches(0) for _, _, _, shown, _ in read_outs(batch))
+
+
+@given(logs, st.integers(0, 3))
+def test_items_at_random_were_listed_by_then_and_are_not_the_users_own(lengths: list[int], seed: int) -> None:
+    log = numbered(lengths)
+    number_E = np.arange(sum(lengths), dtype=np.int64)
+    dated = replace(
+        log,
+        sequences=Sequences(log.sequences.items_E, number_E, log.sequences.offsets_U),
+        exposed_EM=None,
+        listed_N=number_E,  # each item is listed when it is chosen
+    )
+    draw = DRAW._replace(random_negatives=6)
+    for batch in passes(dated, draw, seed=seed).batches(0):
+        for history, target, _, shown, _ in read_outs(batch):
+            assert all(item <= target for item in shown)
+            assert not set(shown) & {*history, target}

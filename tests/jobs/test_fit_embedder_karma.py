@@ -483,7 +483,7 @@ def test_the_steps_defaults_are_those_of_the_training_loop():
     from jobs.karma_training import fit_settings
 
     assert fit_settings(Config()) == KarmaSettings()
-    changed = Config(action="infonce", scale=5.0, epochs=9, image="history", seed=3)
+    changed = Config(action="infonce", scale=7.0, epochs=9, image="history", seed=3)
     assert {
         field.name
         for field in fields(KarmaSettings)
