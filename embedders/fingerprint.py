@@ -101,7 +101,13 @@ class Fingerprint:
         )
 
     def of_karma(
-        self, images: "Fingerprint | None", *, weights_sha256: str, dimension: int, trained_through: str
+        self,
+        images: "Fingerprint | None",
+        *,
+        weights_sha256: str,
+        dimension: int,
+        trained_through: str,
+        dtype: str = "float32",
     ) -> "Fingerprint":
         """Identity of the vectors that KARMA makes of content vectors with this identity, and of image vectors.
 
@@ -113,6 +119,7 @@ class Fingerprint:
             weights_sha256: hash of the trained network, as it serves.
             dimension: its output width.
             trained_through: ISO time before which it has seen the interactions.
+            dtype: of its language model's forward pass.
         """
         pictures = "no images" if images is None else f"images of {images.model_id} {images.digest()}"
         return Fingerprint(
@@ -123,7 +130,7 @@ class Fingerprint:
             pooling=f"language model, read out at [INT], over {self.model_id} {self.digest()} and {pictures}",
             dimension=dimension,
             normalisation="l2",
-            dtype="float32",
+            dtype=dtype,
             trained_through=trained_through,
         )
 

@@ -117,6 +117,7 @@ def check_content(lake: Lake, fitted: FittedKarma, step: str) -> FrozenEncoders:
         weights_sha256=model.weights_sha256,
         dimension=model.dimension,
         trained_through=model.trained_through,
+        dtype=model.dtype,
     )
     check_same(model, over_these, f"{step}, item_content_embeddings and images (run fit_embedder_karma first)")
     return FrozenEncoders(content, images)

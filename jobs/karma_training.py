@@ -252,6 +252,7 @@ def _put_in_place(
         weights_sha256=model.weights_sha256(),
         dimension=model.output_dim,
         trained_through=through,
+        dtype=model.precision,
     )
     name = fingerprint.digest()[:16]
     with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:

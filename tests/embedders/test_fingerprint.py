@@ -97,6 +97,7 @@ def test_karmas_vectors_are_those_of_one_network_over_one_pair_of_frozen_encoder
             images, weights_sha256="cc", dimension=64, trained_through=through
         ),
         ONE.of_karma(images, weights_sha256="ff", dimension=64, trained_through=through),
+        ONE.of_karma(images, weights_sha256="cc", dimension=64, trained_through=through, dtype="bfloat16"),
         ONE.of_learn(weights_sha256="cc", dimension=64, trained_through=through),
     ]
     assert len({model, *others}) == 6
