@@ -40,6 +40,7 @@ from embedders.karma_losses import ImageFlow
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
 from embedders.karma_settings import Image, KarmaSettings
+from embedders.trained_weights import copied, put_back
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma"]
 
@@ -149,7 +150,7 @@ def fit_karma(
         recall = validation.recall
         if joint and (recall is None or recall > state.best_recall):
             state.best_recall, state.best_epoch = -float("inf") if recall is None else recall, state.epoch
-            state.best_weights = _copied(trained)
+            state.best_weights = copied(trained)
         stage: Stage = "joint" if joint else "warm_up"
         losses, seconds = means.over_processes(accelerator), stopwatch() - started
         row = KarmaEpochRow(state.epoch, stage, *losses, *validation, seconds, is_best=False)
@@ -161,7 +162,7 @@ def fit_karma(
 
     _let_learn(of_language_model, True)
     if state.best_weights is not None:
-        _load(trained, state.best_weights)
+        put_back(trained, state.best_weights)
     network.image_flow = None
     network.eval()
     return tuple(row._replace(is_best=row.stage == "joint" and row.epoch == state.best_epoch) for row in state.curve)
@@ -271,21 +272,11 @@ def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], epoch: int, setting
         )
 
 
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-
-
-@torch.no_grad()
-def _load(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        weight.copy_(values[name])
-
-
 def _checkpoint(state: _State, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Everything the rest of the run depends on; what is drawn follows from seed, epoch and process."""
     return {
         "state": {**vars(state), "curve": [tuple(row) for row in state.curve]},
-        "weights": _copied(trained),
+        "weights": copied(trained),
         "optimizer": _on_cpu(optimizer.state_dict()),
     }
 
@@ -300,7 +291,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> _State:
-    _load(trained, checkpoint["weights"])
+    put_back(trained, checkpoint["weights"])
     optimizer.load_state_dict(_on_cpu(checkpoint["optimizer"]))
     state = _State(**checkpoint["state"])
     state.curve = tuple(KarmaEpochRow(*row) for row in checkpoint["state"]["curve"])

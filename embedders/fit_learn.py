@@ -29,6 +29,7 @@ from embedders.contrastive import (
 from embedders.health import UNMEASURED, VectorHealth
 from embedders.histories import PADDING, Cut, CutBatch, Passes, Sequences
 from embedders.learn import LearnNetwork
+from embedders.trained_weights import copied
 
 Objective = Literal["dense", "single", "full_softmax", "next_item"]
 
@@ -186,7 +187,7 @@ def fit_learn(
         recall = None if validate is None else broadcast_object_list([validate()])[0]
         if recall is None or recall > state.best_recall:
             state.best_recall, state.best_epoch = -float("inf") if recall is None else recall, state.epoch
-            state.best_weights = {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()}
+            state.best_weights = copied(network.state_dict())
         health = UNMEASURED if measure is None else measure()
         row = EpochRow(state.epoch, train_loss, recall, *health, seconds=stopwatch() - started, is_best=False)
         state.curve = (*state.curve, row)
@@ -303,7 +304,7 @@ def _checkpoint(state: _State, network: LearnNetwork, optimizer: torch.optim.Opt
     """Everything the rest of the run depends on; order and cuts follow from the seed and the epoch."""
     return {
         "state": {**vars(state), "curve": [tuple(row) for row in state.curve]},
-        "network": {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()},
+        "network": copied(network.state_dict()),
         "optimizer": deepcopy(optimizer.state_dict()),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

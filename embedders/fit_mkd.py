@@ -22,6 +22,7 @@ from embedders.mkd import RepresentationStudent, Student, TeacherSignal
 from embedders.mkd_batches import PairBatches
 from embedders.mkd_objective import LossWeights
 from embedders.mkd_steps import training_step
+from embedders.trained_weights import copied
 
 NEW_WEIGHTS_RATE = 20.0
 """Heads, kappa and b start from nothing: at the encoder's learning rate they would not arrive."""
@@ -168,7 +169,7 @@ def fit_mkd(
             metric = None if validate is None else validate()
             if metric is None or metric > state.best_metric:
                 state.best_metric, state.best_epoch = -float("inf") if metric is None else metric, state.epoch
-                state.best_weights = _weights(student)
+                state.best_weights = copied(student.state_dict())
             row = EpochRow(state.epoch, train_loss, means, metric, stopwatch() - started, is_best=False)
             state.curve = (*state.curve, row)
             state.epoch += 1
@@ -210,10 +211,6 @@ def _rate(seen: float, warmup: float) -> float:
     return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * (seen - warmup) / max(1e-9, 1 - warmup)))
 
 
-def _weights(student: Student) -> dict[str, Tensor]:
-    return {name: weight.detach().cpu().clone() for name, weight in student.state_dict().items()}
-
-
 def _checkpoint(
     state: _State, student: Student, optimizer: torch.optim.Optimizer, settings: MkdSettings
 ) -> dict[str, Any]:
@@ -221,7 +218,7 @@ def _checkpoint(
     return {
         "settings": asdict(settings),
         "state": {**vars(state), "curve": [tuple(row) for row in state.curve]},
-        "student": _weights(student),
+        "student": copied(student.state_dict()),
         "optimizer": deepcopy(optimizer.state_dict()),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

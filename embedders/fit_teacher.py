@@ -25,6 +25,7 @@ from embedders.answer_loss import AnswerLoss, Answers, TeacherExample, TokenRow,
 from embedders.causal_lm import CausalLM
 from embedders.fit_learn import GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.low_rank import merged, with_low_rank
+from embedders.trained_weights import copied, put_back
 
 BETAS = (0.9, 0.95)
 
@@ -176,7 +177,7 @@ def fit_teacher(
             score = -answer_loss(measure, held_out, settings.pairs_at_once, accelerator.device)
         if score is None or score > state.best_score:
             state.best_score, state.best_epoch = -float("inf") if score is None else score, state.epoch
-            state.best_weights = _copied(trained)
+            state.best_weights = copied(trained)
         row = TeacherEpochRow(state.epoch, train_loss, score, stopwatch() - started, is_best=False)
         state.curve = (*state.curve, row)
         state.epoch += 1
@@ -185,7 +186,7 @@ def fit_teacher(
             watch.on_checkpoint(_checkpoint(state, trained, optimizer))
 
     assert state.best_weights is not None, "the first epoch is the best so far"
-    _load(trained, state.best_weights)
+    put_back(trained, state.best_weights)
     curve = tuple(row._replace(is_best=row.epoch == state.best_epoch) for row in state.curve)
     return replace(lm, model=(model if settings.low_rank is None else merged(model)).eval()), curve
 
@@ -212,21 +213,11 @@ def _check_lengths(lm: CausalLM, num_instruction: int, rows: Sequence[TokenRow])
         )
 
 
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-
-
-@torch.no_grad()
-def _load(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        weight.copy_(values[name])
-
-
 def _checkpoint(state: _State, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Everything the rest of the run depends on, of the weights only those that are trained."""
     return {
         "state": {**vars(state), "curve": [tuple(row) for row in state.curve]},
-        "weights": _copied(trained),
+        "weights": copied(trained),
         "optimizer": deepcopy(optimizer.state_dict()),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -234,7 +225,7 @@ def _checkpoint(state: _State, trained: Mapping[str, Tensor], optimizer: torch.o
 
 
 def _resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> _State:
-    _load(trained, checkpoint["weights"])
+    put_back(trained, checkpoint["weights"])
     optimizer.load_state_dict(deepcopy(checkpoint["optimizer"]))
     torch.set_rng_state(checkpoint["torch_rng"])
     if torch.cuda.is_available():

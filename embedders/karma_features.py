@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedders.learn import SAME, FrozenContent
+from embedders.learn import FrozenContent
+from embedders.standard_scale import mean_and_scale
 
 
 class FrozenFeatures(nn.Module):
@@ -75,9 +76,9 @@ class StandardFeatures(nn.Module):
             image_MV: image vectors of items that have a picture; they may be other items.
         """
         device = self.content_mean_C.device
-        self.content_mean_C, self.content_scale_C = (part.to(device) for part in _mean_and_scale(content_NC))
+        self.content_mean_C, self.content_scale_C = (part.to(device) for part in mean_and_scale(content_NC))
         if image_MV is not None and len(image_MV):
-            self.image_mean_V, self.image_scale_V = (part.to(device) for part in _mean_and_scale(image_MV))
+            self.image_mean_V, self.image_scale_V = (part.to(device) for part in mean_and_scale(image_MV))
 
     def forward(self, rows: Tensor) -> Tensor:
         """`rows` of any shape, int64, all valid; gives [..., F] float32."""
@@ -90,11 +91,3 @@ class StandardFeatures(nn.Module):
         has_one = image.abs().sum(dim=-1, keepdim=True) > 0
         standard = (image - self.image_mean_V) * self.image_scale_V
         return torch.cat([content, torch.where(has_one, standard, self.no_image_V)], dim=-1)
-
-
-def _mean_and_scale(vectors_NC: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    deviation_C = vectors_NC.std(axis=0, dtype=np.float64)
-    # what is the same in the whole sample (a single picture, a placeholder) says nothing of how later vectors spread
-    deviation_C[deviation_C < SAME] = 1.0
-    mean_C = torch.tensor(vectors_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
-    return mean_C, torch.tensor(1.0 / deviation_C, dtype=torch.float32)

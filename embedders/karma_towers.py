@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from embedders.karma_features import FrozenFeatures, StandardFeatures
 from embedders.karma_packing import ITEM, READ_OUT, Packed
+from embedders.standard_scale import principal_directions
 
 SMALLEST_DEVIATION = 1e-4
 """Of a sample without any: all its histories are the same."""
@@ -82,12 +83,10 @@ class KarmaTowers(nn.Module):
         self.features.fit(content_NC, image_MV)
         if self.shortcut is not None:
             # of the text: a picture's first components are its light and its background
-            sample_NC = torch.from_numpy(content_NC).to(self.features.content_mean_C.device)
-            standard_NC = (sample_NC - self.features.content_mean_C) * self.features.content_scale_C
-            _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending
+            mean_C, scale_C = self.features.content_mean_C, self.features.content_scale_C
+            wanted_dC = principal_directions(content_NC, mean_C, scale_C, self.shape.output_dim)
             with torch.no_grad():
                 self.shortcut.weight.zero_()
-                wanted_dC = directions_CC[:, -self.shape.output_dim :].T
                 self.shortcut.weight[: len(wanted_dC), : content_NC.shape[1]] = wanted_dC
 
     @torch.no_grad()

@@ -27,11 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedders.histories import PADDING
+from embedders.standard_scale import mean_and_scale, principal_directions
 
 ItemTower = Literal["sequence", "single", "content"]
-SAME = 1e-6
-"""A coordinate that deviates less is the same in all vectors: it is centred and not scaled."""
-
 INITIAL_STANDARD_DEVIATION = 0.02
 """As BERT initialises its weights."""
 
@@ -160,15 +158,10 @@ class LearnNetwork(nn.Module):
             content_NC: the catalogue, or a sample of it.
         """
         assert self.content_mean_C.shape == (content_NC.shape[1],)
-        deviation_C = content_NC.std(axis=0, dtype=np.float64)
-        deviation_C[deviation_C < SAME] = 1.0
-        self.content_mean_C = torch.tensor(content_NC.mean(axis=0, dtype=np.float64), dtype=torch.float32)
-        self.content_scale_C = torch.tensor(1.0 / deviation_C, dtype=torch.float32)
+        mean_C, scale_C = self.content_mean_C, self.content_scale_C = mean_and_scale(content_NC)
         if self.shortcut is not None:
-            standard_NC = torch.from_numpy((content_NC - self.content_mean_C.numpy()) * self.content_scale_C.numpy())
-            _, directions_CC = torch.linalg.eigh(standard_NC.T @ standard_NC)  # ascending
             with torch.no_grad():
-                self.shortcut.weight[:] = directions_CC[:, -self.shape.output_dim :].T
+                self.shortcut.weight[:] = principal_directions(content_NC, mean_C, scale_C, self.shape.output_dim)
 
     def forward(self, history_BL: Tensor, target_BT: Tensor) -> tuple[Tensor, Tensor]:
         """One training step's vectors: users [B, L, d] at every history position, targets [B, T, d]."""

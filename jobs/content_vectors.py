@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from feature_repo.table_schemas import ItemContentEmbeddings, ItemImageEmbeddings
 from jobs.lake import Lake
 
+VECTORS_SAMPLED = 20_000
+
 
 class VectorTable(NamedTuple):
     """A table with one vector per (item, time), and the names of its columns."""
@@ -123,3 +125,9 @@ def _shards(lake: Lake, table: VectorTable, width: int) -> Iterator[tuple[int, N
         column = pl.read_parquet(path, columns=[table.vector]).get_column(table.vector)
         yield first, column.explode().to_numpy().reshape(len(column), width)
         first += len(column)
+
+
+def sampled_vectors(vectors_NC: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """At most VECTORS_SAMPLED of them, in order: they say how each coordinate is spread."""
+    size = min(len(vectors_NC), VECTORS_SAMPLED)
+    return vectors_NC[np.sort(rng.choice(len(vectors_NC), size, replace=False, shuffle=False))]

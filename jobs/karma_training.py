@@ -26,6 +26,7 @@ from embedders.karma_packing import QUERY_TOKENS
 from embedders.karma_towers import KarmaShape
 from feature_repo.table_schemas import Items, KarmaAttention, KarmaCurves
 from jobs.checkpoint import UNFINISHED, Checkpoint
+from jobs.content_vectors import sampled_vectors
 from jobs.fit_embedder_karma import WITHOUT_KARMA, Config, TrainingInputs
 from jobs.fitted_embedder import sha256_of_model
 from jobs.fitted_karma import MODELS
@@ -39,9 +40,6 @@ from jobs.progress import progress_bar
 from jobs.training_window import LEAST_USERS
 
 logger = logging.getLogger(__name__)
-
-FEATURE_SAMPLE = 20_000
-"""Items whose vectors say how each coordinate is spread."""
 
 NOT_OF_THE_CONFIG = {"warmup", "weight_decay"}
 """Settings of `embedders.fit_karma` that nobody changes; the others are settings of the step, by the same names."""
@@ -148,16 +146,11 @@ def _network(config: Config, pairs: FrozenPairs) -> KarmaNetwork:
     rng = np.random.default_rng(config.seed)
     image_MV = None
     if pairs.image_NV is not None:
-        of_all_NV = _sample(pairs.image_NV, rng)
+        of_all_NV = sampled_vectors(pairs.image_NV, rng)
         image_MV = of_all_NV[of_all_NV.any(axis=1)]
-    network.towers.standardise(_sample(pairs.content_NC, rng), image_MV)
+    network.towers.standardise(sampled_vectors(pairs.content_NC, rng), image_MV)
     # not PartialState's device: the first to ask sets up the processes, and it alone would not see ACCELERATE_USE_CPU
     return network.to(Accelerator().device)
-
-
-def _sample(vectors_NC: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    size = min(len(vectors_NC), FEATURE_SAMPLE)
-    return vectors_NC[np.sort(rng.choice(len(vectors_NC), size, replace=False, shuffle=False))]
 
 
 def _precision(config: Config) -> Precision:

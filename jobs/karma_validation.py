@@ -37,7 +37,7 @@ MOST_TITLES = 256
 class HeldOutKarma:
     """Users who went on after the validation cut, and the network as it is at each call.
 
-    Vectors are made as they are served, without queries.
+    Vectors are made as they are served.
     """
 
     network: KarmaNetwork
@@ -51,6 +51,8 @@ class HeldOutKarma:
     precision: Precision
     seed: int
     """Of the titles whose perplexity is measured."""
+    queries: Sequence[str | None] | None = None
+    """What each user searches for; None: vectors are made without queries, as those of midnights are."""
 
     def __len__(self) -> int:
         return len(self.users.targets)
@@ -60,7 +62,11 @@ class HeldOutKarma:
         """All measures; R@K is of their targets among the whole catalogue. There must be users."""
         model = KarmaModel.of_network(self.network, self.precision)
         users_Ud = model.user_vectors(
-            self.content_NC, self.users.history_rows_T, self.users.history_lengths_U, image_NV=self.image_NV
+            self.content_NC,
+            self.users.history_rows_T,
+            self.users.history_lengths_U,
+            image_NV=self.image_NV,
+            queries=self.queries,
         ).vectors
         items_Nd = model.item_vectors(self.content_NC, self.image_NV)
         targets = self.users.targets

@@ -20,7 +20,7 @@ from embedders.learn import SHAPES, FrozenContent, LearnNetwork
 from embedders.learn_model import LearnModel
 from feature_repo.table_schemas import EmbedderCurves, LearnAttention
 from jobs.checkpoint import UNFINISHED, Checkpoint
-from jobs.content_vectors import copy_vectors
+from jobs.content_vectors import copy_vectors, sampled_vectors
 from jobs.fit_embedder import WITHOUT_LEARN, Config, TrainingInputs
 from jobs.fitted_embedder import MODELS, sha256_of_model
 from jobs.interaction_sequences import LEAST_INTERACTIONS, InteractionCounts, InteractionLog
@@ -32,9 +32,6 @@ from jobs.training_window import LEAST_USERS
 logger = logging.getLogger(__name__)
 
 METHOD = "learn"
-
-CONTENT_SAMPLE = 20_000
-"""Items whose content says how each coordinate is spread."""
 
 MOST_VALIDATION_USERS = 5_000
 """R@K of so many users is known to within 0.01 or so, and costs seconds."""
@@ -100,9 +97,7 @@ def _network(config: Config, content_NC: NDArray[np.float32]) -> LearnNetwork:
         shape = replace(shape, output_dim=content_NC.shape[1])
     torch.manual_seed(config.seed)
     network = LearnNetwork(FrozenContent(content_NC), shape)
-    size = min(len(content_NC), CONTENT_SAMPLE)
-    sample = np.random.default_rng(config.seed).choice(len(content_NC), size, replace=False, shuffle=False)
-    network.standardise(content_NC[np.sort(sample)])
+    network.standardise(sampled_vectors(content_NC, np.random.default_rng(config.seed)))
     return network
 
 

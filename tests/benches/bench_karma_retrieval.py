@@ -32,26 +32,26 @@ import torch
 from amazon_sequences import DATA, MAX_HISTORY, Split, items_of, sequences_of, split_next
 from numpy.typing import NDArray
 
-from embedders.attention_maps import attention_health, attention_of_language_model, summaries
 from embedders.causal_lm import CausalLM, load_causal_lm
-from embedders.fit_karma import KarmaLog, KarmaSettings, KarmaValidation, KarmaWatch, fit_karma
+from embedders.fit_karma import KarmaLog, KarmaSettings, KarmaWatch, fit_karma
 from embedders.fit_learn import LearnSettings, fit_learn
-from embedders.health import title_perplexity, title_similarity, vector_health
-from embedders.histories import Cut, Sequences, padded_rows
+from embedders.health import title_similarity, vector_health
+from embedders.histories import Cut, Sequences
 from embedders.karma import KarmaNetwork
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_model import KarmaModel
-from embedders.karma_packing import NOTHING, pack
 from embedders.karma_towers import KarmaShape
 from embedders.learn import FrozenContent, LearnNetwork, LearnShape
 from embedders.learn_model import LearnModel
 from embedders.retrieval import retrieval_metrics
 from feature_repo import table_schemas as tables
+from jobs.interaction_sequences import HeldOut
+from jobs.karma_validation import HeldOutKarma
 from jobs.lake import Lake
 
 CUTOFFS = (50, 200, 1000)
 MOST_TITLE_TOKENS = 16
-ATTENTION_USERS, PERPLEXITY_TITLES, VALIDATION_USERS = 48, 200, 1000
+VALIDATION_USERS = 1000
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class World:
     query_E: NDArray[np.int32] | None = None
     exposed_EM: NDArray[np.int32] | None = None
     asked: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
+
+    def texts(self, query_U: NDArray[np.int32]) -> list[str | None]:
+        """What users ask for; None where that is nothing."""
+        return [self.queries[at] if at >= 0 else None for at in query_U]
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ class KarmaRun:
     def user_vectors(self, histories: Sequences, asked: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Of every history, with what was asked for where it is known."""
         model = KarmaModel.of_network(self.network, "bfloat16")
-        queries = None if asked is None else [self.world.queries[at] if at >= 0 else None for at in asked]
+        queries = None if asked is None else self.world.texts(asked)
         return model.user_vectors(
             self.world.content_NC,
             histories.items_E.astype(np.int64),
@@ -235,40 +239,23 @@ class KarmaRun:
         """Of the catalogue."""
         return KarmaModel.of_network(self.network).item_vectors(self.world.content_NC, self.image_NV)
 
-    def validate(self) -> KarmaValidation:
-        """Held-out users: what they find, and what became of the vectors and of the attention."""
-        split = self.world.split
+    def held_out(self) -> HeldOutKarma:
+        """A sample of the users, at their validation target."""
+        world, split = self.world, self.world.split
         chosen = some(len(split.validation_targets), VALIDATION_USERS, 0)
         histories, targets = sampled(split.validation_history, chosen), sampled(split.validation_targets, chosen)
-        users_UD = self.user_vectors(histories, None if self.world.asked is None else self.world.asked[0][chosen])
-        items_ND = self.item_vectors()
-        recall = retrieval_metrics(users_UD, items_ND, targets, cutoffs=(200,), ties="mid").at(200).recall
-        health = vector_health(users_UD, items_ND[targets.items_E])
-        sinks = self.attention(histories)
-        return KarmaValidation(
-            recall=recall,
-            title_similarity=title_similarity(users_UD, items_ND, targets, self.world.titles),
-            **health._asdict(),
-            **sinks._asdict(),
-            title_perplexity=self.perplexity(),
+        return HeldOutKarma(
+            network=self.network,
+            content_NC=world.content_NC,
+            image_NV=self.image_NV,
+            titles=world.titles,
+            title_tokens=self.tokens,
+            users=HeldOut(histories.items_E.astype(np.int64), histories.lengths, targets),
+            recall_at=200,
+            precision="bfloat16",
+            seed=0,
+            queries=None if world.asked is None else world.texts(world.asked[0][chosen]),
         )
-
-    def attention(self, histories: Sequences) -> Any:
-        """Where the language model attends, over a few histories."""
-        towers = self.network.towers
-        rows = padded_rows([histories.of(user) for user in range(min(ATTENTION_USERS, len(histories)))])
-        lengths = (rows >= 0).sum(axis=1)
-        packed = pack(rows, lengths[:, None], instruction=towers.instruction)
-        with torch.inference_mode():
-            embedded_BLD, mask_B1LL, position_BL = towers.model_inputs(packed)
-        found = attention_of_language_model(towers.language_model, embedded_BLD, mask_B1LL, position_BL)
-        return attention_health(summaries(found, packed.token_BL != NOTHING))
-
-    def perplexity(self) -> float | None:
-        """Of held-out titles under the language model by itself."""
-        chosen = some(len(self.tokens), PERPLEXITY_TITLES, 1)
-        opening = self.lm.opening_tokens("") or list(self.lm.end)
-        return title_perplexity(self.lm.model, [self.tokens[at] for at in chosen], opening=opening)
 
     def train(self) -> list[dict[str, Any]]:
         """In place; the curve."""
@@ -277,18 +264,12 @@ class KarmaRun:
         world = self.world
         users = some(len(split.train), arguments.train_users, self.seed)
         places_E = np.concatenate(places_of(split.train, users))
-        exposed_EM = None if world.exposed_EM is None else world.exposed_EM[places_E]
-        if exposed_EM is None and arguments.random_negatives:  # nobody knows what was shown beside a purchase
-            drawn = np.random.default_rng((self.seed, 1)).integers(
-                len(world.titles), size=(len(places_E), arguments.random_negatives)
-            )
-            exposed_EM = drawn.astype(np.int32)
         log = KarmaLog(
             sequences=sampled(split.train, users),
             titles=self.tokens,
             queries=[self.lm.tokens(query) for query in world.queries],
             query_E=None if world.query_E is None else world.query_E[places_E],
-            exposed_EM=exposed_EM,
+            exposed_EM=None if world.exposed_EM is None else world.exposed_EM[places_E],
         )
         settings = replace(
             self.variant.settings,
@@ -298,12 +279,12 @@ class KarmaRun:
             batch_size=arguments.batch_size,
             query_share=1.0,
             scale=arguments.scale,
-            exposed=arguments.random_negatives or 4,
+            random_negatives=arguments.random_negatives,
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
         watch = KarmaWatch(on_epoch=lambda row: print(f"    {row}", flush=True))
-        return [row._asdict() for row in fit_karma(self.network, log, settings, validate=self.validate, watch=watch)]
+        return [row._asdict() for row in fit_karma(self.network, log, settings, validate=self.held_out(), watch=watch)]
 
 
 def train_learn(world: World, variant: Variant, arguments: argparse.Namespace, seed: int) -> LearnModel:
