@@ -1,31 +1,32 @@
 """Training of KARMA: a language model learns what users want next, and to keep it sayable (arXiv 2603.22779).
 
-    stage 0   warm-up    what is new beside the language model learns to be read by it, from L_gen alone      (optional)
-    stage 1   joint      L = L_act + lambda (L_gen + L_recon + L_img), everything
+    stage 0   warm-up   what is new beside the language model learns to be read by it, from L_gen alone       (optional)
+    stage 1   heads     W_h and the item tower learn from its states at rest, by L_act alone   (`embedders.karma_start`)
+    stage 2   joint     L = L_act + lambda (L_gen + L_recon + L_img), everything
 
 What we keep: the joint loss; a frozen language model and action alone are the comparisons. Ours [NF->P], because the
-paper's schedule, rates and sizes could not be read: the two stages, two learning rates, several read-outs of a window
+paper's schedule, rates and sizes could not be read: the stages, their rates, several read-outs of a window
 (`embedders.karma_draws`), users and items spread before the first step (`KarmaTowers.spread`), early stop on
 validation recall. The loop is that of `embedders.fit_learn`.
 
 Everything drawn is a function of (seed, epoch, process): a run that goes on from a checkpoint ends in the same bits.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
-from embedders.histories import PADDING, padded_rows
 from embedders.karma import KarmaNetwork
+from embedders.karma_checks import check_catalogue, check_dtype, check_finite
 from embedders.karma_curve import (
     UNTOUCHED_EPOCH,
     EpochMeans,
@@ -38,19 +39,17 @@ from embedders.karma_curve import (
 from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
 from embedders.karma_losses import ImageFlow
 from embedders.karma_objective import KarmaObjective
-from embedders.karma_packing import KarmaBatch, pack
+from embedders.karma_packing import KarmaBatch
 from embedders.karma_settings import Image, KarmaSettings
+from embedders.karma_start import HEADS, fit_heads, read_outs, spread
 from embedders.trained_weights import copied, put_back
 
-__all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma"]
-
-USERS_SAMPLED, ITEMS_SAMPLED = 64, 4096
-"""They say where the middle is, and how far users and items spread."""
+__all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma", "stages_of"]
 
 
 @dataclass
 class _State:
-    """Where a fit is, beside the weights. The best epoch is one of stage 1."""
+    """Where a fit is, beside the weights. The best epoch is one of stage 2."""
 
     epoch: int
     best_epoch: int
@@ -90,19 +89,17 @@ def fit_karma(
             pictures are asked for and there are none, trained weights are not float32, or the loss is not finite.
     """
     watch = watch or KarmaWatch()
-    _check_catalogue(network, log, settings)
+    check_catalogue(network, log, settings)
     torch.manual_seed(settings.seed)  # of the flow's first weights
     if settings.image != "off":
         network.image_flow = _image_flow(network, settings.image)
     # a term that is off, and in stage 0 all but one, leave weights without a gradient: data-parallel training is told
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    process, num_processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    objective = _objective(network, log, settings, device)
+    objective = _objective(network, log, settings, accelerator.device)
     of_language_model = dict(network.language_model_parameters())
     trained = dict(network.new_parameters()) | ({} if settings.frozen_language_model else of_language_model)
-    _check_dtype(trained)
+    check_dtype(trained)
     _let_learn(of_language_model, not settings.frozen_language_model)
-    peaks = (settings.learning_rate, settings.language_model_rate)
     optimizer = torch.optim.AdamW(
         [
             {"params": [weight for name, weight in trained.items() if (name in of_language_model) == is_lm]}
@@ -112,48 +109,29 @@ def fit_karma(
         weight_decay=settings.weight_decay,
     )
     step, prepared = accelerator.prepare(objective, optimizer)
-    state = _State(epoch=0, best_epoch=settings.warm_up_epochs)
+    training = _Training(settings, log, objective, step, prepared, trained, of_language_model, accelerator, watch)
+    stages = stages_of(settings)
+    state = _State(epoch=0, best_epoch=stages.index("joint"))
     if watch.resume_from is not None:
         state = _resume(watch.resume_from, trained, optimizer)
     else:
-        _spread(network, log, settings)
+        spread(network, log, settings.seed)
     if validate is not None and not state.curve:
         state.curve = (_untouched(network, validate, stopwatch),)
         watch.on_epoch(state.curve[0])
 
-    last = settings.warm_up_epochs + settings.epochs
-    while state.epoch < last and state.epoch - state.best_epoch <= settings.patience:
-        started = stopwatch()
-        joint = state.epoch >= settings.warm_up_epochs
-        _let_learn(of_language_model, joint and not settings.frozen_language_model)
-        passes = _passes(network, log, settings, joint)
-        first_step = (state.epoch - joint * settings.warm_up_epochs) * passes.num_batches
-        num_steps = (settings.epochs if joint else settings.warm_up_epochs) * passes.num_batches
-        # of dropout and the flow's noise
-        torch.manual_seed(int(np.random.SeedSequence((settings.seed, state.epoch, process)).generate_state(1)[0]))
-        step.train()
-        means = EpochMeans()
-        for number, batch in enumerate(passes.batches(state.epoch, process, num_processes), start=first_step):
-            rate = share_of_peak_rate(number, num_steps, settings.warmup)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate
-            loss, terms = step(KarmaBatch(*(torch.from_numpy(part).to(device) for part in batch)), joint)
-            _check_finite(loss, terms, state.epoch, settings)
-            means.add(loss, terms)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(trained.values(), GRADIENT_NORM_LIMIT)
-            prepared.step()
-            prepared.zero_grad()
-            watch.on_users(len(batch.history_BL))
+    while state.epoch < len(stages) and state.epoch - state.best_epoch <= settings.patience:
+        started, stage = stopwatch(), stages[state.epoch]
+        _let_learn(of_language_model, stage == "joint" and not settings.frozen_language_model)
+        torch.manual_seed(training.seed(state.epoch))
+        losses = training.heads(state.epoch) if stage == "heads" else training.epoch(state.epoch, stages)
         network.eval()
         validation = KarmaValidation() if validate is None else _validated(validate)
         recall = validation.recall
-        if joint and (recall is None or recall > state.best_recall):
+        if stage == "joint" and (recall is None or recall > state.best_recall):
             state.best_recall, state.best_epoch = -float("inf") if recall is None else recall, state.epoch
             state.best_weights = copied(trained)
-        stage: Stage = "joint" if joint else "warm_up"
-        losses, seconds = means.over_processes(accelerator), stopwatch() - started
-        row = KarmaEpochRow(state.epoch, stage, *losses, *validation, seconds, is_best=False)
+        row = KarmaEpochRow(state.epoch, stage, *losses, *validation, stopwatch() - started, is_best=False)
         state.curve = (*state.curve, row)
         state.epoch += 1
         watch.on_epoch(row)
@@ -168,40 +146,89 @@ def fit_karma(
     return tuple(row._replace(is_best=row.stage == "joint" and row.epoch == state.best_epoch) for row in state.curve)
 
 
-def _spread(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings) -> None:
-    """By a sample of the users and of the catalogue."""
-    rng = np.random.default_rng(settings.seed)
-    users = rng.permutation(np.flatnonzero(log.sequences.lengths >= 2))[:USERS_SAMPLED]
-    history_BL = padded_rows([log.sequences.of(user)[:-1][-network.shape.max_history :] for user in users])
-    ends_B1 = (history_BL != PADDING).sum(axis=1, keepdims=True)
-    packed = pack(history_BL, ends_B1, instruction=network.towers.instruction)
-    items = rng.permutation(len(log.titles))[:ITEMS_SAMPLED]
-    was_training = network.training
-    network.towers.eval().spread(packed, torch.from_numpy(items).to(network.towers.read_out_D.device))
-    network.train(was_training)
+def stages_of(settings: KarmaSettings) -> list[Stage]:
+    """Of each epoch; the heads' stage reads the users once, so it is told as one epoch."""
+    warm_up: list[Stage] = ["warm_up"] * settings.warm_up_epochs
+    heads: list[Stage] = ["heads"] if settings.head_epochs else []
+    joint: list[Stage] = ["joint"] * settings.epochs
+    return warm_up + heads + joint
 
 
-def _check_catalogue(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings) -> None:
-    features = network.towers.features.frozen
-    if len(features) != len(log.titles):
-        raise ValueError(
-            f"fit_karma: the catalogue has {len(features)} items with features and {len(log.titles)} titles; expected "
-            "one title an item, an empty one where there is none"
-        )
-    if settings.image != "off" and features.image is None:
-        raise ValueError(
-            f"fit_karma: image = {settings.image!r} tells pictures, but no item has one. Embed images first "
-            "(embed_images), or choose image = 'off'."
-        )
+@dataclass(frozen=True)
+class _Training:
+    """One process's part in the stages."""
 
+    settings: KarmaSettings
+    log: KarmaLog
+    objective: KarmaObjective
+    step: Any
+    optimizer: Any
+    trained: Mapping[str, Tensor]
+    of_language_model: Mapping[str, Tensor]
+    accelerator: Accelerator
+    watch: KarmaWatch
 
-def _check_dtype(trained: Mapping[str, Tensor]) -> None:
-    for name, weight in trained.items():
-        if weight.dtype != torch.float32:
-            raise ValueError(
-                f"fit_karma: {name} is {weight.dtype}, too coarse for small steps to add up; expected float32. Load "
-                "the language model with dtype = 'float32' (precision says what its passes are in), or freeze it."
+    def seed(self, epoch: int) -> int:
+        """Of what is drawn in the passes of an epoch: dropout, the flow's noise."""
+        of_this_process = np.random.SeedSequence((self.settings.seed, epoch, self.accelerator.process_index))
+        return int(of_this_process.generate_state(1)[0])
+
+    def epoch(self, epoch: int, stages: Sequence[Stage]) -> KarmaLosses:
+        """One pass over the users with a step a batch."""
+        settings, stage = self.settings, stages[epoch]
+        passes = self._passes(stage)
+        first_step = (epoch - stages.index(stage)) * passes.num_batches
+        num_steps = stages.count(stage) * passes.num_batches
+        peaks = (settings.learning_rate, settings.language_model_rate)
+        self.step.train()
+        means = EpochMeans()
+        for number, batch in enumerate(self._batches(passes, epoch), start=first_step):
+            rate = share_of_peak_rate(number, num_steps, settings.warmup)
+            for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate
+            loss, terms = self.step(
+                KarmaBatch(*(torch.from_numpy(part).to(self.accelerator.device) for part in batch)), stage == "joint"
             )
+            check_finite(loss, terms, epoch, settings)
+            means.add(loss, terms)
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self.trained.values(), GRADIENT_NORM_LIMIT)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.watch.on_users(len(batch.history_BL))
+        return means.over_processes(self.accelerator)
+
+    def heads(self, epoch: int) -> KarmaLosses:
+        """By the first process, from its share of the users; the others are told what it learnt."""
+        passes, loss = self._passes("heads"), 0.0
+        if self.accelerator.is_main_process:
+            found = read_outs(self.objective, self._told(self._batches(passes, epoch)))
+            loss = fit_heads(self.objective, found, passes.sample, self.settings, self.seed(epoch))
+        for name, weight in self.trained.items():
+            if name.startswith(HEADS):
+                broadcast(weight.data, from_process=0)
+        (loss,) = broadcast_object_list([loss])
+        return KarmaLosses(train=loss, action=loss)
+
+    def _batches(self, passes: KarmaPasses, epoch: int) -> Iterator[KarmaBatch[NDArray[Any]]]:
+        return passes.batches(epoch, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def _told(self, batches: Iterator[KarmaBatch[NDArray[Any]]]) -> Iterator[KarmaBatch[NDArray[Any]]]:
+        for batch in batches:
+            yield batch
+            self.watch.on_users(len(batch.history_BL))
+
+    def _passes(self, stage: Stage) -> KarmaPasses:
+        settings = self.settings
+        decodes = settings.decodability > 0.0 and (settings.generation or settings.reconstruction)
+        read_outs, decoded = settings.read_outs, settings.decoded if decodes and stage == "joint" else 0
+        exposed, sampled = settings.exposed, settings.catalogue_negatives
+        if stage == "warm_up":  # what does not decode teaches nothing here
+            read_outs = decoded = max(1, settings.decoded)
+            exposed = sampled = 0
+        max_history = self.objective.network.shape.max_history
+        draw = KarmaDraw(max_history, read_outs, decoded, exposed, settings.query_share, sampled)
+        return KarmaPasses(self.log, draw, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _let_learn(weights: Mapping[str, Tensor], whether: bool) -> None:
@@ -219,28 +246,16 @@ def _objective(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, de
     decodes = settings.decodability > 0.0
     return KarmaObjective(
         network,
-        log.titles,
-        log.queries,
+        log,
         action=settings.action,
         scale=settings.scale,
+        in_batch_weight=settings.in_batch_weight,
         decodability=settings.decodability,
         generation=settings.generation and decodes,
         reconstruction=settings.reconstruction and decodes,
         image=settings.image if decodes else "off",
         in_bfloat16=settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda"),
     )
-
-
-def _passes(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, joint: bool) -> KarmaPasses:
-    if joint:
-        decodes = settings.decodability > 0.0 and (settings.generation or settings.reconstruction)
-        read_outs, decoded = settings.read_outs, settings.decoded if decodes else 0
-        exposed, random_negatives = settings.exposed, settings.random_negatives
-    else:  # what does not decode teaches nothing here
-        read_outs = decoded = max(1, settings.decoded)
-        exposed = random_negatives = 0
-    draw = KarmaDraw(network.shape.max_history, read_outs, decoded, exposed, settings.query_share, random_negatives)
-    return KarmaPasses(log, draw, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _untouched(
@@ -258,18 +273,6 @@ def _validated(validate: Callable[[], KarmaValidation]) -> KarmaValidation:
     (validation,) = broadcast_object_list([validate()])
     assert isinstance(validation, KarmaValidation)
     return validation
-
-
-def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], epoch: int, settings: KarmaSettings) -> None:
-    """After every step: one such step spoils all weights, and an epoch of a language model may be an hour."""
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        parts = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
-        raise ValueError(
-            f"fit_karma: the training loss became {value} in epoch {epoch} (seed {settings.seed}; {parts}). "
-            f"Expected a finite number: lower learning_rate (now {settings.learning_rate}) or language_model_rate (now "
-            f"{settings.language_model_rate}), choose precision = 'float32', or look for NaN in the frozen vectors."
-        )
 
 
 def _checkpoint(state: _State, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -13,7 +13,8 @@ Ours [NF->P], because the paper's sizes and prompts could not be read: the adapt
 scaled like the model's own token embeddings), d = 128, the instruction, [INT] starting as the mean of the words
 "wants next", the first so many blocks of the language model as a switch, several read-outs of one history.
 
-Letters: B users, K read-outs, T words of titles, M exposed items, D width of the language model, d output width.
+Letters: B users, K read-outs, T words of titles, M exposed items, F feature width, D width of the language
+model, d output width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,25 +36,39 @@ READ_OUT_WORDS = " The shopper wants next:"
 OF_LANGUAGE_MODEL = ("towers.language_model.", "output.")
 
 
+class Choices(NamedTuple):
+    """What some read-outs are to find, and among what.
+
+    Attributes:
+        owner_K: whose each is; a row of the batch.
+        target_K: the catalogue row that it is to find.
+        exposed_KM: catalogue rows shown beside it, PADDING on the right.
+        time_K: when the target was chosen.
+    """
+
+    owner_K: Tensor
+    target_K: Tensor
+    exposed_KM: Tensor
+    time_K: Tensor
+
+
 class KarmaPass(NamedTuple):
     """What one training pass gives.
 
     Attributes:
         users_Kd: h of every read-out, row after row of the batch; unit norm.
-        owner_K: the row of the batch that each belongs to.
-        target_K: the catalogue row that each is to find.
-        exposed_KM: catalogue rows shown beside it, PADDING on the right.
+        choices: what each is to find.
         state_KD: the state at [INT].
+        mean_KF: what `residual` adds to it: the mean of the features seen; None without.
         decoded_K: bool, which of them decode their title.
         generation: states [T, D] and the words [T] to predict from them with the history in sight; None: not asked for.
         reconstruction: the same, with nothing but h in sight.
     """
 
     users_Kd: Tensor
-    owner_K: Tensor
-    target_K: Tensor
-    exposed_KM: Tensor
+    choices: Choices
     state_KD: Tensor
+    mean_KF: Tensor | None
     decoded_K: Tensor
     generation: tuple[Tensor, Tensor] | None
     reconstruction: tuple[Tensor, Tensor] | None
@@ -153,7 +168,8 @@ class KarmaNetwork(nn.Module):
             end=self.end,
         )
         hidden_BLD = self.towers.states(packed)
-        state_KD, users_Kd = self.towers.read_out(packed, hidden_BLD)
+        state_KD, mean_KF = self.towers.read_out(packed, hidden_BLD)
+        users_Kd = self.towers.users_of(state_KD, mean_KF)
         decoded_K = decoded_BK[is_there_BK]
         said = [title for row in to_say for title in row if title is not None]
         generated = None
@@ -162,10 +178,14 @@ class KarmaNetwork(nn.Module):
             generated = hidden_BLD[row_T, place_T], packed.words_T.to(hidden_BLD.device)
         return KarmaPass(
             users_Kd=users_Kd,
-            owner_K=packed.read_out_K2[:, 0].to(users_Kd.device),
-            target_K=batch.target_BK[is_there_BK],
-            exposed_KM=batch.exposed_BKM[is_there_BK],
+            choices=Choices(
+                owner_K=packed.read_out_K2[:, 0].to(users_Kd.device),
+                target_K=batch.target_BK[is_there_BK],
+                exposed_KM=batch.exposed_BKM[is_there_BK],
+                time_K=batch.time_BK[is_there_BK],
+            ),
             state_KD=state_KD,
+            mean_KF=mean_KF,
             decoded_K=decoded_K,
             generation=generated,
             reconstruction=self.reconstruct(users_Kd[decoded_K], said) if reconstruction else None,

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-Stage = Literal["untouched", "warm_up", "joint"]
+Stage = Literal["untouched", "warm_up", "heads", "joint"]
 
 UNTOUCHED_EPOCH = -1
 """Of the row that says what the network was before any step."""

@@ -8,7 +8,8 @@
 A longer user gives one window an epoch, like everybody: no user is heard more often than another. Users with windows of
 like length share a batch, which saves padding and does not change what an example is.
 
-Letters: E interactions, U users, B users of a batch, L history length, K read-outs of a user, M exposed items of one.
+Letters: E interactions, U users, B users of a batch, L history length, K read-outs of a user, M exposed items of one,
+S sampled items of the catalogue.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedders.histories import BATCHES_SORTED_TOGETHER, PADDING, Sequences, padded_rows
-from embedders.karma_packing import KarmaBatch
+from embedders.karma_packing import ANY_TIME, KarmaBatch
 
 NO_QUERY = -1
 
@@ -60,6 +61,29 @@ class KarmaLog:
                 )
 
 
+class CatalogueSample:
+    """Items that everybody is compared with, whoever was shown what: a uniform draw of those known by then.
+
+    Args:
+        num_items: of the catalogue.
+        size: of a draw, at most.
+        listed_N: since when each item could be chosen; None: always.
+    """
+
+    def __init__(self, num_items: int, size: int, listed_N: NDArray[np.int64] | None) -> None:
+        self.size = size
+        self._oldest_first = np.arange(num_items) if listed_N is None else np.argsort(listed_N, kind="stable")
+        self._listed_sorted = None if listed_N is None else listed_N[self._oldest_first]
+
+    def draw(self, newest: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Distinct rows that are known by that time."""
+        known = len(self._oldest_first)
+        if self._listed_sorted is not None:
+            known = int(np.searchsorted(self._listed_sorted, newest, side="right"))
+        places = rng.choice(known, min(self.size, known), replace=False, shuffle=False)
+        return self._oldest_first[places].astype(np.int64)
+
+
 class KarmaDraw(NamedTuple):
     """How much is drawn.
 
@@ -69,8 +93,7 @@ class KarmaDraw(NamedTuple):
         decoded: of these, how many also decode their title (those whose target has one).
         exposed: items shown beside a read-out's target, at most.
         query_share: of the read-outs with a query, how many see it.
-        random_negatives: items listed at the time that stand in for those shown, where none is known; the user's own
-            of the same window are none.
+        sampled: items of the catalogue that all read-outs of a batch are compared with, at most.
     """
 
     max_history: int
@@ -78,7 +101,7 @@ class KarmaDraw(NamedTuple):
     decoded: int
     exposed: int
     query_share: float
-    random_negatives: int = 0
+    sampled: int = 0
 
 
 class KarmaPasses:
@@ -97,9 +120,7 @@ class KarmaPasses:
     def __init__(self, log: KarmaLog, draw: KarmaDraw, *, batch_size: int, seed: int) -> None:
         self.log, self.draw, self.batch_size, self.seed = log, draw, batch_size, seed
         self.users = np.flatnonzero(log.sequences.lengths >= 2)
-        listed_N = np.zeros(len(log.titles), np.int64) if log.listed_N is None else log.listed_N
-        self._oldest_first = np.argsort(listed_N, kind="stable").astype(np.int32)
-        self._listed_sorted = listed_N[self._oldest_first]
+        self.sample = CatalogueSample(len(log.titles), draw.sampled, log.listed_N)
         if len(self.users) < 2:
             raise ValueError(
                 f"fit_karma: {len(self.users)} of {len(log.sequences)} users have two interactions, a history and a "
@@ -136,31 +157,41 @@ class KarmaPasses:
         self, end_B: NDArray[np.int64], length_B: NDArray[np.int64], rng: np.random.Generator
     ) -> KarmaBatch[NDArray[Any]]:
         """Users whose windows end at these interactions, after histories of these lengths."""
-        items_E, query_E = self.log.sequences.items_E, self.log.query_E
+        items_E, times_E, query_E = self.log.sequences.items_E, self.log.sequences.times_E, self.log.query_E
         num_read_outs = min(self.draw.read_outs, int(length_B.max()))
         shape = (len(end_B), num_read_outs)
         cut_BK = np.zeros(shape, np.int64)
         target_BK, query_BK = np.full(shape, PADDING, np.int64), np.full(shape, NO_QUERY, np.int64)
-        most = max(self.draw.exposed, self.draw.random_negatives)
-        exposed_BKM = np.full((*shape, most), PADDING, np.int64)
+        exposed_BKM = np.full((*shape, self.draw.exposed), PADDING, np.int64)
+        time_BK = np.full(shape, ANY_TIME, np.int64)
         decoded_BK = np.zeros(shape, bool)
         for row, (end, length) in enumerate(zip(end_B.tolist(), length_B.tolist(), strict=True)):
             num = min(num_read_outs, length)
             cut_K = np.append(np.sort(rng.choice(length - 1, num - 1, replace=False)) + 1, length)
             at_K = end - length + cut_K  # of all interactions
             cut_BK[row, :num], target_BK[row, :num] = cut_K, items_E[at_K]
+            if times_E is not None:
+                time_BK[row, :num] = times_E[at_K]
             if query_E is not None:
                 sees_it_K = rng.random(num) < self.draw.query_share
                 query_BK[row, :num] = np.where(sees_it_K, query_E[at_K], NO_QUERY)
             for place, at in enumerate(at_K.tolist()):
                 shown = self._exposed(at, rng)
-                if len(shown) == 0:
-                    shown = self._at_random(at, items_E[end - length : end + 1], rng)
                 exposed_BKM[row, place, : len(shown)] = shown
             decoded_BK[row, self._decoded(target_BK[row, :num], rng)] = True
         most_exposed = int((exposed_BKM != PADDING).sum(axis=2).max())
         history_BL = padded_rows([items_E[end - n : end] for end, n in zip(end_B, length_B, strict=True)])
-        return KarmaBatch(history_BL, cut_BK, target_BK, query_BK, exposed_BKM[:, :, :most_exposed], decoded_BK)
+        newest = int(time_BK[cut_BK > 0].max())
+        return KarmaBatch(
+            history_BL,
+            cut_BK,
+            target_BK,
+            query_BK,
+            exposed_BKM[:, :, :most_exposed],
+            decoded_BK,
+            time_BK,
+            self.sample.draw(newest, rng),
+        )
 
     def _exposed(self, at: int, rng: np.random.Generator) -> NDArray[np.int32]:
         """Some of what was shown beside an interaction; never its own item."""
@@ -171,16 +202,6 @@ class KarmaPasses:
         if len(shown_M) <= self.draw.exposed:
             return shown_M
         return rng.choice(shown_M, self.draw.exposed, replace=False)
-
-    def _at_random(self, at: int, window: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
-        """Items that could be chosen at the time of an interaction, but for those of its user's window."""
-        times_E, known = self.log.sequences.times_E, len(self._listed_sorted)
-        if self.log.listed_N is not None and times_E is not None:
-            known = int(np.searchsorted(self._listed_sorted, times_E[at], side="right"))
-        drawn = (
-            self._oldest_first[rng.integers(known, size=self.draw.random_negatives)] if known else np.empty(0, np.int32)
-        )
-        return drawn[~np.isin(drawn, window)]
 
     def _decoded(self, target_K: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which of a user's read-outs decode their title: a uniform draw of those that have one."""

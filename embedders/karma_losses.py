@@ -1,6 +1,6 @@
 """KARMA's losses, each a function of tensors (arXiv 2603.22779).
 
-    L_act   = mean_k [ mean_{j in batch} l_kj + w mean_{j exposed} l_kj ]
+    L_act   = mean_k [ v mean_{j in batch} l_kj + w mean_{j exposed} l_kj + mean_{j sampled} l_kj ]
               l_kj = -log sigmoid( s(h_k, e_k) - s(h_k, e_j) )                every negative below the target
     L_gen   = mean over words of -log p(word | words before it, history)      the title, with the history in sight
     L_recon = mean over words of -log p(word | words before it, h)            the title, from the user's vector alone
@@ -9,19 +9,20 @@
     L       = L_act + lambda (L_gen + L_recon + L_img)
 
 What we keep: the action loss is pairwise logistic, over items that were shown and not clicked and over the batch;
-InfoNCE is the switch. Ours [NF->P]: s = scale * cosine with the scale of LEARN, or the raw dot product; means where the
-paper writes sums, shown and in-batch negatives with equal weight; of L_img everything but that it conditions on the
-history or on h (a diffusion or a flow, which network, what v is standardised by).
+InfoNCE is the switch. Ours [NF->P]: s = scale * cosine, or the raw dot product; means where the paper writes sums, all
+kinds of negatives with equal weight; a uniform sample of the catalogue as a third kind, without which nothing is learnt
+of what is rarely chosen; of L_img everything but that it conditions on the history or on h (a diffusion or a flow,
+which network, what v is standardised by).
 
 All are float32, whatever they are called in; but the words' logits are computed in the precision of the pass. Where
 there is nothing to learn from a loss is 0, with a gradient of 0.
 
-Letters: K read-outs, J targets of the batch (J = K), M exposed items of a read-out, T words, W vocabulary, D width of
-the language model, d width of users and items, V of images, C of the condition, H hidden.
+Letters: K read-outs, J targets of the batch (J = K), M exposed items of a read-out, S sampled items, T words, W
+vocabulary, D width of the language model, d width of users and items, V of images, C of the condition, H hidden.
 """
 
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,20 @@ FASTEST = 1000.0
 """Radians per unit of tau of the fastest sine that tells tau, in [0, 1], to the flow; the slowest has 1."""
 
 
+class SampledItems(NamedTuple):
+    """Items of the catalogue that all read-outs of a step are compared with.
+
+    Attributes:
+        items_Sd: their vectors.
+        item_S: which items these are.
+        known_KS: bool; whether a read-out's user could have chosen them.
+    """
+
+    items_Sd: Tensor
+    item_S: Tensor
+    known_KS: Tensor
+
+
 def pairwise_action_loss(
     user_Kd: Tensor,
     positive_Kd: Tensor,
@@ -40,15 +55,17 @@ def pairwise_action_loss(
     owner_K: Tensor,
     exposed_KMd: Tensor | None = None,
     exposed_valid_KM: Tensor | None = None,
+    sampled: SampledItems | None = None,
     *,
     scale: float | None = SCALE,
+    in_batch_weight: float = 1.0,
     exposed_weight: float = 1.0,
 ) -> Tensor:
     """L_act: every negative by itself must score below the target.
 
     In-batch negatives of a read-out are the targets of other users, but for those that show an item which is a target
-    of its own user, too. Exposed negatives are its own. The mean is over all read-outs; one without negatives of a
-    kind adds 0 for that kind.
+    of its own user, too; so are sampled items, but for the same. Exposed negatives are its own. The mean is over all
+    read-outs; one without negatives of a kind adds 0 for that kind.
 
     Args:
         user_Kd: h of each read-out.
@@ -57,16 +74,16 @@ def pairwise_action_loss(
         owner_K: which user of the batch it belongs to, from 0.
         exposed_KMd: vectors of items shown beside the target and not clicked; anything at invalid places.
         exposed_valid_KM: bool. The target itself must not be among them.
+        sampled: of the catalogue.
         scale: of the products; None: as they are.
-        exposed_weight: of the exposed negatives' mean; the in-batch one has 1.
+        in_batch_weight: of the in-batch negatives' mean; that of the sampled ones has 1.
+        exposed_weight: of the exposed ones'.
     """
-    positive_K1, in_batch_KJ, is_own_KJ, exposed_KM = _scores(
-        user_Kd, positive_Kd, item_K, owner_K, exposed_KMd, 1.0 if scale is None else scale
-    )
-    loss_K = _mean_where(functional.softplus(in_batch_KJ - positive_K1), ~is_own_KJ)
-    if exposed_KM is not None:
-        assert exposed_valid_KM is not None, "exposed vectors need to say which of them are there"
-        loss_K = loss_K + exposed_weight * _mean_where(functional.softplus(exposed_KM - positive_K1), exposed_valid_KM)
+    of_exposed = (exposed_KMd, exposed_valid_KM, exposed_weight)
+    positive_K1, kinds = _scores(user_Kd, positive_Kd, item_K, owner_K, of_exposed, sampled, scale, in_batch_weight)
+    loss_K = torch.zeros_like(positive_K1[:, 0])
+    for kind in kinds:
+        loss_K = loss_K + kind.weight * _mean_where(functional.softplus(kind.score_KM - positive_K1), kind.valid_KM)
     return loss_K.sum() / max(1, len(loss_K))
 
 
@@ -77,41 +94,71 @@ def infonce_action_loss(
     owner_K: Tensor,
     exposed_KMd: Tensor | None = None,
     exposed_valid_KM: Tensor | None = None,
+    sampled: SampledItems | None = None,
     *,
     scale: float | None = SCALE,
+    in_batch_weight: float = 1.0,
     exposed_weight: float = 1.0,
 ) -> Tensor:
     """The switch: softmax over the target and the same negatives, mean over read-outs.
 
-        -log  exp s+ / ( exp s+  +  sum_{j in batch} exp s_j  +  w sum_{j exposed} exp s_j )
+        -log  exp s+ / (exp s+  +  v sum_{j in batch} exp s_j  +  w sum_{j exposed} exp s_j  +  sum_{j sampled} exp s_j)
 
-    Arguments are those of `pairwise_action_loss`; `exposed_weight` counts an exposed item as so many.
+    Arguments are those of `pairwise_action_loss`; a weight counts an item as so many.
     """
-    positive_K1, in_batch_KJ, is_own_KJ, exposed_KM = _scores(
-        user_Kd, positive_Kd, item_K, owner_K, exposed_KMd, 1.0 if scale is None else scale
-    )
-    logits = [positive_K1, in_batch_KJ.masked_fill(is_own_KJ, -torch.inf)]
-    if exposed_KM is not None and exposed_weight > 0.0:
-        assert exposed_valid_KM is not None, "exposed vectors need to say which of them are there"
-        logits.append((exposed_KM + math.log(exposed_weight)).masked_fill(~exposed_valid_KM, -torch.inf))
+    of_exposed = (exposed_KMd, exposed_valid_KM, exposed_weight)
+    positive_K1, kinds = _scores(user_Kd, positive_Kd, item_K, owner_K, of_exposed, sampled, scale, in_batch_weight)
+    logits = [positive_K1]
+    for kind in kinds:
+        if kind.weight > 0.0:
+            logits.append((kind.score_KM + math.log(kind.weight)).masked_fill(~kind.valid_KM, -torch.inf))
     loss_K = torch.logsumexp(torch.cat(logits, dim=1), dim=1) - positive_K1.squeeze(1)
     return loss_K.sum() / max(1, len(loss_K))
 
 
+class _Negatives(NamedTuple):
+    """Of one kind: scores of each read-out, which of them count, and how much their mean does."""
+
+    score_KM: Tensor
+    valid_KM: Tensor
+    weight: float
+
+
 def _scores(
-    user_Kd: Tensor, positive_Kd: Tensor, item_K: Tensor, owner_K: Tensor, exposed_KMd: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Of the target [K, 1], of the batch's targets [K, J], which of these are the user's own [K, J], of the exposed."""
+    user_Kd: Tensor,
+    positive_Kd: Tensor,
+    item_K: Tensor,
+    owner_K: Tensor,
+    of_exposed: tuple[Tensor | None, Tensor | None, float],
+    sampled: SampledItems | None,
+    scale: float | None,
+    in_batch_weight: float,
+) -> tuple[Tensor, list[_Negatives]]:
+    """Of the target [K, 1], and of each kind of negatives."""
+    exposed_KMd, exposed_valid_KM, exposed_weight = of_exposed
     with _float32(user_Kd):
-        users_Kd = scale * user_Kd.float()
-        in_batch_KJ = users_Kd @ positive_Kd.float().T
+        users_Kd = (1.0 if scale is None else scale) * user_Kd.float()
         positive_K1 = (users_Kd * positive_Kd.float()).sum(dim=1, keepdim=True)
-        exposed_KM = None if exposed_KMd is None else (users_Kd.unsqueeze(1) * exposed_KMd.float()).sum(dim=2)
-    distinct, group_K = torch.unique(item_K, return_inverse=True)
+        in_batch_KJ = users_Kd @ positive_Kd.float().T
+        kinds = [_Negatives(in_batch_KJ, ~_is_target_of_the_same_owner(item_K, owner_K, item_K), in_batch_weight)]
+        if exposed_KMd is not None:
+            assert exposed_valid_KM is not None, "exposed vectors need to say which of them are there"
+            exposed_KM = (users_Kd.unsqueeze(1) * exposed_KMd.float()).sum(dim=2)
+            kinds.append(_Negatives(exposed_KM, exposed_valid_KM, exposed_weight))
+        if sampled is not None:
+            is_own_KS = _is_target_of_the_same_owner(item_K, owner_K, sampled.item_S)
+            kinds.append(_Negatives(users_Kd @ sampled.items_Sd.float().T, sampled.known_KS & ~is_own_KS, 1.0))
+    return positive_K1, kinds
+
+
+def _is_target_of_the_same_owner(item_K: Tensor, owner_K: Tensor, item_J: Tensor) -> Tensor:
+    """Whether a column's item is what the user of a row's read-out is to find here or in another read-out. [K, J]"""
+    distinct, group = torch.unique(torch.cat([item_K, item_J]), return_inverse=True)
+    group_K, group_J = group[: len(item_K)], group[len(item_K) :]
     num_owners = int(owner_K.max()) + 1 if len(owner_K) else 0
     is_target = torch.zeros(num_owners, len(distinct), dtype=torch.bool, device=item_K.device)
     is_target[owner_K, group_K] = True
-    return positive_K1, in_batch_KJ, is_target[owner_K][:, group_K], exposed_KM
+    return is_target[owner_K][:, group_J]
 
 
 def _mean_where(values_KJ: Tensor, valid_KJ: Tensor) -> Tensor:

@@ -5,17 +5,24 @@
 What we keep: lambda is one number for all that is decoded. Ours [NF->P]: the three decoded terms weigh alike, each is a
 mean over what it is taken over; L_img's condition is the state at [INT] for H_t, h itself for h_t.
 
-Letters: K read-outs, M exposed items of one, d output width, V of images.
+Letters: N items, K read-outs, M exposed items of one, S sampled items, d output width, V of images.
 """
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from embedders.histories import PADDING
-from embedders.karma import KarmaNetwork, KarmaPass
-from embedders.karma_losses import ImageFlow, flow_loss, infonce_action_loss, pairwise_action_loss, title_loss
+from embedders.karma import Choices, KarmaNetwork, KarmaPass
+from embedders.karma_draws import KarmaLog
+from embedders.karma_losses import (
+    ImageFlow,
+    SampledItems,
+    flow_loss,
+    infonce_action_loss,
+    pairwise_action_loss,
+    title_loss,
+)
 from embedders.karma_packing import KarmaBatch
 from embedders.karma_settings import Action, Image
 
@@ -25,10 +32,10 @@ class KarmaObjective(nn.Module):
 
     Args:
         network: with an `image_flow` where `image` is on.
-        titles: token ids of each catalogue row's title.
-        queries: token ids of each query.
+        log: what is said, and since when items are there.
         action: how targets and negatives are compared.
         scale: of their products; None: as they are.
+        in_batch_weight: of the batch's negatives.
         decodability: lambda.
         generation: whether L_gen is there.
         reconstruction: whether L_recon is.
@@ -36,14 +43,16 @@ class KarmaObjective(nn.Module):
         in_bfloat16: whether the pass is; what `embedders.karma_losses` keeps in float32 is float32.
     """
 
+    listed_N: Tensor
+
     def __init__(
         self,
         network: KarmaNetwork,
-        titles: Sequence[Sequence[int]],
-        queries: Sequence[Sequence[int]],
+        log: KarmaLog,
         *,
         action: Action,
         scale: float | None,
+        in_batch_weight: float,
         decodability: float,
         generation: bool,
         reconstruction: bool,
@@ -51,9 +60,12 @@ class KarmaObjective(nn.Module):
         in_bfloat16: bool,
     ) -> None:
         super().__init__()
-        self.network, self.titles, self.queries = network, titles, queries
+        self.network, self.titles, self.queries = network, log.titles, log.queries
+        listed_N = np.zeros(len(log.titles), np.int64) if log.listed_N is None else log.listed_N
+        self.register_buffer("listed_N", torch.tensor(listed_N))  # a copy: the array may be read-only
         self.action_loss = pairwise_action_loss if action == "pairwise" else infonce_action_loss
-        self.scale, self.decodability, self.in_bfloat16 = scale, decodability, in_bfloat16
+        self.scale, self.in_batch_weight = scale, in_batch_weight
+        self.decodability, self.in_bfloat16 = decodability, in_bfloat16
         self.generation, self.reconstruction, self.image = generation, reconstruction, image
 
     def forward(self, batch: KarmaBatch[Tensor], joint: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,11 +81,21 @@ class KarmaObjective(nn.Module):
             found = self._pass(batch, joint)
             terms = self._words(found)
             if joint:
-                terms = {"action": self._action(found), **terms, **self._picture(found)}
+                terms = {
+                    "action": self.action(found.users_Kd, found.choices, batch.sampled_S),
+                    **terms,
+                    **self._picture(found),
+                }
             loss = 0.0 * found.users_Kd.sum()  # a step has a gradient even where a warm-up's batch has no title
             for name, term in terms.items():
                 loss = loss + (self.decodability if joint and name != "action" else 1.0) * term
         return loss, {name: term.detach() for name, term in terms.items()}
+
+    def at_rest(self, batch: KarmaBatch[Tensor]) -> KarmaPass:
+        """A pass in which nothing is decoded."""
+        with torch.autocast(batch.history_BL.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            found: KarmaPass = self.network(batch, self.titles, self.queries, generation=False, reconstruction=False)
+        return found
 
     def _pass(self, batch: KarmaBatch[Tensor], joint: bool) -> KarmaPass:
         decodes = bool(batch.decoded_BK.any())
@@ -86,16 +108,30 @@ class KarmaObjective(nn.Module):
         )
         return found
 
-    def _action(self, found: KarmaPass) -> Tensor:
-        exposed_KMd = self.network.items(found.exposed_KM) if found.exposed_KM.numel() else None
+    def action(self, users_Kd: Tensor, choices: Choices, sampled_S: Tensor) -> Tensor:
+        """L_act of some read-outs.
+
+        Args:
+            users_Kd: h of each.
+            choices: what each is to find.
+            sampled_S: catalogue rows that each is compared with if they were there by then.
+        """
+        exposed_KM = choices.exposed_KM
+        exposed_KMd = self.network.items(exposed_KM) if exposed_KM.numel() else None
+        sampled = None
+        if len(sampled_S):
+            known_KS = self.listed_N[sampled_S] <= choices.time_K.unsqueeze(1)
+            sampled = SampledItems(self.network.items(sampled_S), sampled_S, known_KS)
         return self.action_loss(
-            found.users_Kd,
-            self.network.items(found.target_K),
-            found.target_K,
-            found.owner_K,
+            users_Kd,
+            self.network.items(choices.target_K),
+            choices.target_K,
+            choices.owner_K,
             exposed_KMd,
-            None if exposed_KMd is None else found.exposed_KM != PADDING,
+            None if exposed_KMd is None else exposed_KM != PADDING,
+            sampled,
             scale=self.scale,
+            in_batch_weight=self.in_batch_weight,
         )
 
     def _words(self, found: KarmaPass) -> dict[str, Tensor]:
@@ -113,7 +149,7 @@ class KarmaObjective(nn.Module):
         frozen, flow = self.network.towers.features.frozen, self.network.image_flow
         assert frozen.image is not None, "L_img needs pictures"
         assert isinstance(flow, ImageFlow), "L_img needs a flow"
-        image_KV = frozen.image(found.target_K)
+        image_KV = frozen.image(found.choices.target_K)
         if not bool(image_KV.any()):
             return {}
         condition_KC = found.state_KD if self.image == "history" else found.users_Kd

@@ -9,7 +9,8 @@ KARMA (arXiv 2603.22779) states the losses, not how they are computed. Ours [NF-
 its keys and values, so that a second target costs a few tokens, not a second reading; each sees exactly what it would
 see in a pass by itself, positions included. C needs h_k, the outcome of the first pass, so it is a second, short one.
 
-Letters: B users, n items of a history, L tokens of a packed row, K read-outs of a user, M exposed items of a read-out.
+Letters: B users, n items of a history, L tokens of a packed row, K read-outs of a user, M exposed items of a read-out,
+S sampled items of the catalogue.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ Array = TypeVar("Array", NDArray[Any], Tensor)
 ITEM, READ_OUT, NOTHING = -1, -2, -3
 """In `Packed.token_BL`: an item of the history, [INT], padding. Every other number is a token of the vocabulary."""
 
+ANY_TIME = int(np.iinfo(np.int64).max)
+"""Of a choice in a log without times: everything was there by then."""
+
 QUERY_TOKENS = 16
 """Of a query; what comes after is cut off, in training and in serving."""
 
@@ -41,6 +45,8 @@ class KarmaBatch(NamedTuple, Generic[Array]):
         query_BK: its query, or -1 for none.
         exposed_BKM: catalogue rows shown beside the target and not clicked, PADDING on the right.
         decoded_BK: bool; whether the words of its target are decoded.
+        time_BK: when its target was chosen, as the log counts time; ANY_TIME where it does not.
+        sampled_S: catalogue rows that every read-out is compared with, if they were there by then.
     """
 
     history_BL: Array
@@ -49,6 +55,8 @@ class KarmaBatch(NamedTuple, Generic[Array]):
     query_BK: Array
     exposed_BKM: Array
     decoded_BK: Array
+    time_BK: Array
+    sampled_S: Array
 
 
 class Packed(NamedTuple):

@@ -30,19 +30,26 @@ class KarmaSettings:
     """How many of these also decode their title: each costs about 20 tokens a decoder, a read-out about one."""
     exposed: int = 4
     """Items shown beside a target and not clicked that a read-out takes as negatives, at most."""
-    random_negatives: int = 16
-    """Items of the catalogue that stand in for those shown, where none is known: negatives of the batch alone know
+    catalogue_negatives: int = 1024
+    """Items of the catalogue that all read-outs of a step are compared with, at most: negatives of the batch alone know
     nothing of what is rarely chosen."""
+    in_batch_weight: float = 1.0
+    """Of the batch's negatives: what is often chosen is often one of them, so they teach what a user wants more than
+    others do, and those of the catalogue what is wanted at all."""
     query_share: float = 0.5
     """Of the read-outs with a query, how many see it: the vector must also be good without one."""
     warm_up_epochs: int = 0
-    """Epochs of stage 0, before those of `epochs`; by L_gen, whatever `generation` says of stage 1."""
+    """Epochs of stage 0, before all others; by L_gen, whatever `generation` says of stage 2."""
+    head_epochs: int = 20
+    """Of stage 1, over states of the language model at rest; 0: there is none."""
     epochs: int = 3
-    """Most passes over the users in stage 1."""
+    """Most passes over the users in stage 2."""
     patience: int = 1
-    """Validations of stage 1 without a better one before training stops."""
+    """Validations of stage 2 without a better one before training stops."""
     batch_size: int = 16
     """Users a step, of all processes together; the negatives are those of one process."""
+    head_rate: float = 3e-3
+    """Of stage 1, at its peak."""
     learning_rate: float = 3e-4
     """Of what is new beside the language model, at its peak."""
     language_model_rate: float = 1e-4

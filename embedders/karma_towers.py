@@ -104,7 +104,8 @@ class KarmaTowers(nn.Module):
         last = self.item_head[-1]
         assert isinstance(last, nn.Linear)
         size = 1.0 if self.shortcut is None else LEARNT_PART
-        normed_KD = self.user_norm(self.read_out(packed, self.states(packed))[0].float())
+        state_KD, _ = self.read_out(packed, self.states(packed))
+        normed_KD = self.user_norm(state_KD.float())
         for layer, made in ((self.user_head, self.user_head(normed_KD)), (last, self.item_head(self.features(rows)))):
             deviation = (made - made.mean(dim=0)).square().mean().sqrt().clamp_min(SMALLEST_DEVIATION)
             layer.bias.sub_(made.mean(dim=0)).mul_(size / deviation)
@@ -125,7 +126,7 @@ class KarmaTowers(nn.Module):
 
     def users(self, packed: Packed) -> Tensor:
         """h of every read-out, [K, d] unit norm: what serving uses."""
-        return self.read_out(packed, self.states(packed))[1]
+        return self.users_of(*self.read_out(packed, self.states(packed)))
 
     def states(self, packed: Packed) -> Tensor:
         """States of the language model's last layer at every token, [B, L, D]."""
@@ -151,26 +152,29 @@ class KarmaTowers(nn.Module):
         mask_B1LL = mask_B1LL.masked_fill(~visible_B1LL, torch.finfo(embedded_BLD.dtype).min)
         return embedded_BLD, mask_B1LL, packed.position_BL.to(device)
 
-    def read_out(self, packed: Packed, hidden_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """State at each [INT], [K, D], and h, [K, d] unit norm."""
+    def read_out(self, packed: Packed, hidden_BLD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """State at each [INT], [K, D], and what `residual` needs beside it: the mean of the features seen, [K, F]."""
         row_K, place_K = packed.read_out_K2.to(hidden_BLD.device).unbind(dim=1)
-        state_KD = hidden_BLD[row_K, place_K]
+        return hidden_BLD[row_K, place_K], None if self.shortcut is None else self._mean_features(packed)
+
+    def users_of(self, state_KD: Tensor, mean_KF: Tensor | None) -> Tensor:
+        """h of what `read_out` gives, [K, d] unit norm."""
         users_Kd = self.user_head(self.user_norm(state_KD.float())).float()
         if self.shortcut is not None:
-            users_Kd = users_Kd + self._mean_shortcut(packed)
-        return state_KD, functional.normalize(users_Kd, dim=-1)
+            assert mean_KF is not None, "residual adds the mean of what was seen"
+            users_Kd = users_Kd + self.shortcut(mean_KF).float()
+        return functional.normalize(users_Kd, dim=-1)
 
-    def _mean_shortcut(self, packed: Packed) -> Tensor:
-        """Mean of the shortcuts of the items that each read-out sees, [K, d]."""
-        assert self.shortcut is not None
+    def _mean_features(self, packed: Packed) -> Tensor:
+        """Mean of the features of the items that each read-out sees, [K, F]."""
         device = self.read_out_D.device
         rows_M = packed.item_BL[packed.is_history].to(device)
-        of_items_BLd = torch.zeros(*packed.token_BL.shape, self.shape.output_dim, device=device)
-        of_items_BLd[packed.is_history.to(device)] = self.shortcut(self.features(rows_M)).float()
+        features_BLF = torch.zeros(*packed.token_BL.shape, self.features.width, device=device)
+        features_BLF[packed.is_history.to(device)] = self.features(rows_M)
         row_K, place_K = packed.read_out_K2.unbind(dim=1)
         last_K = packed.reach_BL[row_K, place_K]
         num_items_K1 = (last_K + 1 - len(self.instruction)).unsqueeze(1).to(device)
-        return of_items_BLd.cumsum(dim=1)[row_K.to(device), last_K.to(device)] / num_items_K1
+        return features_BLF.cumsum(dim=1)[row_K.to(device), last_K.to(device)] / num_items_K1
 
 
 @torch.no_grad()

@@ -103,20 +103,26 @@ class Config(BaseModel, extra="forbid", frozen=True):
     decoded: PositiveInt = 1
     """How many of these also decode their title."""
     exposed: NonNegativeInt = 4
-    """Items shown beside a target and not clicked that count as its negatives, at most. 0: only `random_negatives` and
-    those of the batch."""
-    random_negatives: NonNegativeInt = 16
-    """Items on sale at the time that stand in for those shown, where the log knows of none [NF->P]."""
+    """Items shown beside a target and not clicked that count as its negatives, at most. 0: none of them do."""
+    catalogue_negatives: NonNegativeInt = 1024
+    """Items on sale at the time that all targets of a step are compared with, at most [NF->P]; 0: none."""
+    in_batch_weight: NonNegativeFloat = 1.0
+    """Of the batch's negatives. They are drawn as often as they are chosen, those of the catalogue all alike: less
+    weight here lets vectors say more of what is popular, which finds more, and less of what is a user's own."""
     query_share: float = Field(0.5, ge=0.0, le=1.0)
     """Of the read-outs with a query, how many see it: vectors of midnights have none."""
     warm_up_epochs: NonNegativeInt = 0
     """Epochs before the others in which only what is new beside the language model learns, from L_gen."""
+    head_epochs: NonNegativeInt = 20
+    """Epochs of the two heads over states of the language model at rest, each a second or so [NF->P]; 0: none."""
     epochs: PositiveInt = 3
-    """Most passes over the users."""
+    """Most passes over the users in which everything learns."""
     patience: NonNegativeInt = 1
     """Epochs without a better R@K before training stops."""
     batch_size: int = Field(16, ge=2)
     """Users a training step."""
+    head_rate: PositiveFloat = 3e-3
+    """Of the heads at rest, at its peak."""
     learning_rate: PositiveFloat = 3e-4
     """Of what is new beside the language model, at its peak."""
     language_model_rate: PositiveFloat = 1e-4

@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 
 from embedders.causal_lm import load_causal_lm
-from embedders.fit_karma import KarmaEpochRow, KarmaLog, KarmaSettings, KarmaWatch, fit_karma
+from embedders.fit_karma import KarmaEpochRow, KarmaLog, KarmaSettings, KarmaWatch, fit_karma, stages_of
 from embedders.karma import KarmaNetwork
 from embedders.karma_decoder import KarmaDecoder
 from embedders.karma_features import FrozenFeatures
@@ -183,7 +183,7 @@ def _fit(
             "curve": KarmaEpochRow._fields,  # a checkpoint of a version that measured less is not gone on from
         },
     )
-    resume_from, num_epochs = checkpoint.read(), config.warm_up_epochs + config.epochs
+    resume_from, num_epochs = checkpoint.read(), len(stages_of(fit_settings(config)))
     epochs_done = 0
     if resume_from is not None:
         epochs_done = resume_from["state"]["epoch"]

@@ -22,6 +22,12 @@ SAID = {
 }
 """What a chart means, by a column that it shows."""
 
+STAGES = {
+    "warm_up": "first only the adapters learn, to tell the next item's title from the history",
+    "heads": "only the heads learn, from what the language model says at rest",
+}
+"""What happens before everything learns, in this order."""
+
 
 @dataclass(frozen=True)
 class EmbeddingModel:
@@ -74,8 +80,9 @@ def _about(curves: pl.DataFrame) -> str:
         for column, sentence in SAID.items()
         if column in curves.columns and curves.get_column(column).is_not_null().any()
     ]
-    if "stage" in curves.columns and curves.get_column("stage").cast(pl.String).is_in(["warm_up"]).any():
-        said.insert(
-            0, "Left of the dotted line only the adapters learn, to tell the next item's title from the history."
-        )
+    if "stage" in curves.columns:
+        there = set(curves.get_column("stage").cast(pl.String))
+        stages = [sentence for stage, sentence in STAGES.items() if stage in there]
+        if stages:
+            said.insert(0, f"Dotted lines part stages: {', then '.join(stages)}, then everything.")
     return " ".join(said)

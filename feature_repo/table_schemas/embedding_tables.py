@@ -80,7 +80,8 @@ class KarmaCurves(dy.Schema):
     """
 
     epoch = dy.Int32(primary_key=True, min=-1)
-    stage = dy.Enum(["untouched", "warm_up", "joint"], nullable=False)  # warm_up: adapters alone, by L_gen
+    # warm_up: adapters alone, by L_gen; heads: what is beside the language model, by L_act on its states at rest
+    stage = dy.Enum(["untouched", "warm_up", "heads", "joint"], nullable=False)
     train_loss = dy.Float64(nullable=True)
     action_loss = dy.Float64(nullable=True)
     generation_loss = dy.Float64(nullable=True)

@@ -279,7 +279,10 @@ class KarmaRun:
             batch_size=arguments.batch_size,
             query_share=1.0,
             scale=arguments.scale,
-            random_negatives=arguments.random_negatives,
+            catalogue_negatives=arguments.catalogue_negatives,
+            in_batch_weight=arguments.in_batch_weight,
+            head_epochs=arguments.head_epochs,
+            read_outs=arguments.read_outs,
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
@@ -459,10 +462,11 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--train-users", type=int, default=2000)
     runs.add_argument("--test-users", type=int, default=3000)
     runs.add_argument("--epochs", type=int, default=4)
-    runs.add_argument(
-        "--random-negatives", type=int, default=0, help="per read-out, where nothing shown is known, beside the batch's"
-    )
-    runs.add_argument("--scale", type=float, default=20.0, help="of the cosines in L_act")
+    runs.add_argument("--head-epochs", type=int, default=20, help="over states of the language model at rest")
+    runs.add_argument("--catalogue-negatives", type=int, default=1024, help="that all read-outs of a step share")
+    runs.add_argument("--in-batch-weight", type=float, default=1.0, help="of the batch's negatives")
+    runs.add_argument("--read-outs", type=int, default=8, help="of a user and epoch, at most")
+    runs.add_argument("--scale", type=float, default=5.0, help="of the cosines in L_act")
     runs.add_argument("--batch-size", type=int, default=16)
     runs.add_argument("--low-rank", type=int, help="LoRA in place of training the whole language model")
     runs.add_argument("--learning-rate", type=float, default=1e-3)

@@ -65,14 +65,29 @@ def make_network(make_lm: Callable[..., CausalLM]) -> MakeNetwork:
     return make
 
 
-QUICK = KarmaSettings(epochs=2, patience=9, batch_size=12, read_outs=2, learning_rate=3e-3, language_model_rate=1e-3)
+QUICK = KarmaSettings(
+    head_epochs=0,
+    epochs=2,
+    patience=9,
+    batch_size=12,
+    read_outs=2,
+    learning_rate=3e-3,
+    language_model_rate=1e-3,
+)
 
 
 @torch.inference_mode()
 def users_of(network: KarmaNetwork, histories: list[list[int]]) -> Tensor:
     ones, nobody = torch.ones(len(histories), 1, dtype=torch.int64), torch.full((len(histories), 1), PADDING)
     batch = KarmaBatch(
-        torch.tensor(histories), len(histories[0]) * ones, 0 * ones, nobody, nobody.unsqueeze(2)[:, :, :0], ones < 0
+        torch.tensor(histories),
+        len(histories[0]) * ones,
+        0 * ones,
+        nobody,
+        nobody.unsqueeze(2)[:, :, :0],
+        ones < 0,
+        0 * ones,
+        ones[0, :0],
     )
     found: Tensor = network(batch, [[]] * (NUM_ITEMS + NUM_NEW), [], generation=False, reconstruction=False).users_Kd
     return found

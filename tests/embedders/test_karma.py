@@ -13,7 +13,7 @@ from embedders.causal_lm import CausalLM
 from embedders.histories import PADDING
 from embedders.karma import KarmaNetwork
 from embedders.karma_features import FrozenFeatures
-from embedders.karma_packing import KarmaBatch, pack
+from embedders.karma_packing import ANY_TIME, KarmaBatch, pack
 from embedders.karma_towers import KarmaShape
 
 NUM_ITEMS, CONTENT, IMAGE = 12, 6, 5
@@ -59,6 +59,8 @@ def batch_of(
         np.full_like(cut_BK, -1) if queries is None else padded(queries, -1),
         np.full((*cut_BK.shape, 1), PADDING, np.int64),
         np.full(cut_BK.shape, decoded),
+        np.full(cut_BK.shape, ANY_TIME),
+        np.empty(0, np.int64),
     )
     return KarmaBatch(*map(torch.from_numpy, arrays))
 
@@ -83,8 +85,8 @@ def test_read_outs_that_share_a_history_give_what_each_gives_alone(
         TITLES,
         QUERIES,
     )
-    assert together.owner_K.tolist() == [0, 1, 1, 1, 1, 2]
-    assert together.target_K.tolist() == [1, *targets, 0]
+    assert together.choices.owner_K.tolist() == [0, 1, 1, 1, 1, 2]
+    assert together.choices.target_K.tolist() == [1, *targets, 0]
     for number, (cut, target, query) in enumerate(zip(cuts, targets, queries, strict=True)):
         alone = network(batch_of([history[:cut]], [[cut]], [[target]], queries=[[query]]), TITLES, QUERIES)
         close(together.users_Kd[1 + number], alone.users_Kd[0])

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import chisquare
 
 from embedders.histories import PADDING, Sequences
-from embedders.karma_draws import NO_QUERY, KarmaDraw, KarmaLog, KarmaPasses
-from embedders.karma_packing import KarmaBatch
+from embedders.karma_draws import NO_QUERY, CatalogueSample, KarmaDraw, KarmaLog, KarmaPasses
+from embedders.karma_packing import ANY_TIME, KarmaBatch
 
 DRAW = KarmaDraw(max_history=5, read_outs=3, decoded=2, exposed=2, query_share=1.0)
 
@@ -202,38 +203,38 @@ def test_a_log_that_does_not_fit_together_is_refused() -> None:
         passes(numbered([1, 4, 0]))
 
 
-@given(logs, st.integers(0, 3))
-def test_items_at_random_stand_in_only_where_nothing_shown_is_known(lengths: list[int], seed: int) -> None:
-    log, draw = numbered(lengths), DRAW._replace(random_negatives=6)
-    found = [one for batch in passes(log, draw, seed=seed).batches(0) for one in read_outs(batch)]
-    usual = [one for batch in passes(log, seed=seed).batches(0) for one in read_outs(batch)]
-    assert any(len(shown) > draw.exposed for _, _, _, shown, _ in found) == any(
-        not shown for _, _, _, shown, _ in usual
-    )
-    for _, target, _, shown, _ in found:
-        if target > 0:  # before the first item of the log there is none that could have been shown
-            assert len(shown) <= draw.exposed
-            assert all(target - 5 <= item < target for item in shown)
-    unknown = replace(log, exposed_EM=None)
-    drawn = [one for batch in passes(unknown, draw, seed=seed).batches(0) for one in read_outs(batch)]
-    for _, target, _, shown, _ in drawn:
-        assert target not in shown
-        assert all(0 <= item < sum(lengths) for item in shown)
-    assert all(not shown for batch in passes(unknown).batches(0) for _, _, _, shown, _ in read_outs(batch))
+def dated(lengths: list[int]) -> KarmaLog:
+    """Interaction e chooses item e at time 10 e; each item is listed when it is chosen."""
+    log, time_E = numbered(lengths), 10 * np.arange(sum(lengths), dtype=np.int64)
+    return replace(log, sequences=Sequences(log.sequences.items_E, time_E, log.sequences.offsets_U), listed_N=time_E)
+
+
+@given(logs, st.integers(1, 9), st.integers(0, 3))
+def test_a_batch_shares_distinct_items_that_were_listed_by_its_newest_choice(
+    lengths: list[int], size: int, seed: int
+) -> None:
+    for batch in passes(dated(lengths), DRAW._replace(sampled=size), seed=seed).batches(0):
+        newest = batch.target_BK.max()  # items are numbered in the order of time
+        assert (batch.sampled_S <= newest).all()
+        assert len(set(batch.sampled_S.tolist())) == len(batch.sampled_S) == min(size, newest + 1)
 
 
 @given(logs, st.integers(0, 3))
-def test_items_at_random_were_listed_by_then_and_are_not_the_users_own(lengths: list[int], seed: int) -> None:
-    log = numbered(lengths)
-    number_E = np.arange(sum(lengths), dtype=np.int64)
-    dated = replace(
-        log,
-        sequences=Sequences(log.sequences.items_E, number_E, log.sequences.offsets_U),
-        exposed_EM=None,
-        listed_N=number_E,  # each item is listed when it is chosen
-    )
-    draw = DRAW._replace(random_negatives=6)
-    for batch in passes(dated, draw, seed=seed).batches(0):
-        for history, target, _, shown, _ in read_outs(batch):
-            assert all(item <= target for item in shown)
-            assert not set(shown) & {*history, target}
+def test_a_choice_knows_when_it_was_made(lengths: list[int], seed: int) -> None:
+    for batch in passes(dated(lengths), seed=seed).batches(0):
+        is_there = batch.cut_BK > 0
+        assert (batch.time_BK[is_there] == 10 * batch.target_BK[is_there]).all()
+    for batch in passes(numbered(lengths), seed=seed).batches(0):
+        assert (batch.time_BK == ANY_TIME).all()
+
+
+def test_what_was_known_at_a_time_is_drawn_uniformly() -> None:
+    listed_N = np.array([5, 90, 1, 3, 3, 99], np.int64)
+    sample, rng = CatalogueSample(6, 2, listed_N), np.random.default_rng(0)
+    drawn = np.bincount(np.concatenate([sample.draw(5, rng) for _ in range(4_000)]), minlength=6)
+    assert drawn[[1, 5]].tolist() == [0, 0], "listed later"
+    expected = np.full(4, drawn.sum() / 4)
+    assert chisquare(drawn[[0, 2, 3, 4]], expected).pvalue > 1e-3
+    assert sorted(CatalogueSample(6, 100, listed_N).draw(99, rng)) == list(range(6))
+    assert sorted(CatalogueSample(6, 100, None).draw(-1, rng)) == list(range(6))
+    assert CatalogueSample(6, 100, listed_N).draw(0, rng).tolist() == []

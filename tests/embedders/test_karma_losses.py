@@ -12,7 +12,14 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 from torch.nn import functional
 
-from embedders.karma_losses import ImageFlow, flow_loss, infonce_action_loss, pairwise_action_loss, title_loss
+from embedders.karma_losses import (
+    ImageFlow,
+    SampledItems,
+    flow_loss,
+    infonce_action_loss,
+    pairwise_action_loss,
+    title_loss,
+)
 
 ActionLoss = Callable[..., Tensor]
 ACTION_LOSSES = pytest.mark.parametrize("loss", [pairwise_action_loss, infonce_action_loss])
@@ -56,6 +63,28 @@ def test_l_act_with_exposed_items_worked_by_hand() -> None:
     assert half.item() == pytest.approx(in_batch + 0.5 * of_exposed / 2)
 
 
+def test_l_act_with_sampled_items_worked_by_hand() -> None:
+    # items 9 (e2 again), 3 = (0.6, 0.8) and 4 = (-1, 0) are sampled; the first user could not know item 4,
+    # and 9 is the second user's own target: s13 = .6, s19 = 0; s23 = .8, s24 = 0
+    user, item = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    sampled = SampledItems(
+        torch.tensor([[0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]]),
+        torch.tensor([9, 3, 4]),
+        torch.tensor([[True, True, False], [True, True, True]]),
+    )
+    which, owner = torch.tensor([7, 9]), torch.tensor([0, 1])
+    in_batch = (sure(0.8) + sure(0.4)) / 2
+    of_sampled = ((sure(0.8) + sure(0.2)) / 2 + (sure(0.2) + sure(1.0)) / 2) / 2
+    loss = pairwise_action_loss(user, item, which, owner, sampled=sampled, scale=None)
+    assert loss.item() == pytest.approx(in_batch + of_sampled)
+    alone = pairwise_action_loss(user, item, which, owner, sampled=sampled, scale=None, in_batch_weight=0.0)
+    assert alone.item() == pytest.approx(of_sampled)
+    softmax = infonce_action_loss(user, item, which, owner, sampled=sampled, scale=None, in_batch_weight=0.0)
+    first = math.log(math.exp(0.8) + math.exp(0.0) + math.exp(0.6)) - 0.8
+    second = math.log(math.exp(1.0) + math.exp(0.8) + math.exp(0.0)) - 1.0
+    assert softmax.item() == pytest.approx((first + second) / 2)
+
+
 def test_one_pair_is_logistic_regression_on_the_difference() -> None:
     user, item = unit(2, 6, seed=0), unit(2, 6, seed=1)
     loss = pairwise_action_loss(user, item, torch.tensor([0, 1]), torch.tensor([0, 1]), scale=3.0)
@@ -65,7 +94,14 @@ def test_one_pair_is_logistic_regression_on_the_difference() -> None:
 
 
 def looped(
-    user: Tensor, item: Tensor, which: list[int], owner: list[int], exposed: Tensor, is_there: Tensor, scale: float
+    user: Tensor,
+    item: Tensor,
+    which: list[int],
+    owner: list[int],
+    exposed: Tensor,
+    is_there: Tensor,
+    sampled: SampledItems,
+    scale: float,
 ) -> float:
     """L_act as its formula reads, one negative at a time."""
     total = 0.0
@@ -76,7 +112,12 @@ def looped(
         shown = [
             sure(above - scale * float(user[k] @ exposed[k, m])) for m in range(exposed.shape[1]) if is_there[k, m]
         ]
-        total += sum(in_batch) / max(1, len(in_batch)) + sum(shown) / max(1, len(shown))
+        drawn = [
+            sure(above - scale * float(user[k] @ vector))
+            for vector, one, known in zip(sampled.items_Sd, sampled.item_S.tolist(), sampled.known_KS[k], strict=True)
+            if known and one not in own
+        ]
+        total += sum(sum(kind) / max(1, len(kind)) for kind in (in_batch, shown, drawn))
     return total / len(which)
 
 
@@ -92,8 +133,13 @@ def test_l_act_is_the_plain_loop_whoever_repeats_whatever(pairs: list[tuple[int,
     exposed = unit(len(pairs), shown, 4, seed=seed + 2)
     is_there = torch.rand(len(pairs), shown, generator=seeded(seed)) < 0.5
     item = catalogue[torch.tensor(which)]
-    got = pairwise_action_loss(user, item, torch.tensor(which), torch.tensor(owner), exposed, is_there, scale=2.0)
-    assert got.item() == pytest.approx(looped(user, item, which, owner, exposed, is_there, 2.0), abs=1e-5)
+    drawn = torch.randperm(5, generator=seeded(seed + 3))[:shown]
+    known = torch.rand(len(pairs), shown, generator=seeded(seed + 4)) < 0.7
+    sampled = SampledItems(catalogue[drawn], drawn, known)
+    got = pairwise_action_loss(
+        user, item, torch.tensor(which), torch.tensor(owner), exposed, is_there, sampled, scale=2.0
+    )
+    assert got.item() == pytest.approx(looped(user, item, which, owner, exposed, is_there, sampled, 2.0), abs=1e-5)
 
 
 @ACTION_LOSSES
@@ -167,6 +213,7 @@ def test_gradients_of_l_act_are_those_of_finite_differences() -> None:
     item, exposed = unit(4, 3, seed=1).double(), unit(4, 2, 3, seed=2).double()
     is_there = torch.tensor([[True, True], [True, False], [False, False], [True, True]])
     which, owner = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, 2])
+    nothing = SampledItems(item[:0], which[:0], torch.zeros(4, 0, dtype=torch.bool))
     user = unit(4, 3, seed=0).double().requires_grad_()
     loss = pairwise_action_loss(user, item, which, owner, exposed, is_there, scale=2.0)
     (slope,) = torch.autograd.grad(loss, user)
@@ -174,7 +221,7 @@ def test_gradients_of_l_act_are_those_of_finite_differences() -> None:
         step = torch.zeros_like(user)
         step[k, coordinate] = 1e-3
         up, down = (
-            looped((user + sign * step).detach(), item, which.tolist(), owner.tolist(), exposed, is_there, 2.0)
+            looped((user + sign * step).detach(), item, which.tolist(), owner.tolist(), exposed, is_there, nothing, 2.0)
             for sign in (1, -1)
         )
         assert slope[k, coordinate].item() == pytest.approx((up - down) / 2e-3, abs=1e-5)

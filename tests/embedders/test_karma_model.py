@@ -83,6 +83,8 @@ def test_the_vector_that_serves_is_the_one_that_was_trained(network: KarmaNetwor
                 np.array([[-1, -1]]),
                 np.full((1, 2, 1), -1),
                 np.array([[True, False]]),
+                np.zeros((1, 2), np.int64),
+                np.empty(0, np.int64),
             ),
         )
     )
@@ -114,7 +116,14 @@ def test_a_query_is_read_as_in_training_and_cut_off(network: KarmaNetwork):
     trained = [
         network.eval()(
             KarmaBatch(
-                torch.tensor([[1, 2]]), 2 * one, 3 * one, query.reshape(1, 1), one.unsqueeze(2)[:, :, :0], one < 0
+                torch.tensor([[1, 2]]),
+                2 * one,
+                3 * one,
+                query.reshape(1, 1),
+                one.unsqueeze(2)[:, :, :0],
+                one < 0,
+                0 * one,
+                one[0, :0],
             ),
             [[]] * 10,
             [tokens[:QUERY_TOKENS]],

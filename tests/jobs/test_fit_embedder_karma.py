@@ -154,14 +154,15 @@ def add_vector(lake: Lake, kind: str, item: str, at: dt.datetime) -> None:
 
 def test_held_out_items_are_found_and_the_curve_begins_before_training(shared_lake: Lake):
     curve = shared_lake.read(KarmaCurves)
-    assert curve.get_column("epoch").to_list() == [-1, 0, 1]
-    assert curve.get_column("stage").to_list() == ["untouched", "joint", "joint"]
+    assert curve.get_column("epoch").to_list() == [-1, 0, 1, 2]
+    assert curve.get_column("stage").to_list() == ["untouched", "heads", "joint", "joint"]
+    joint = curve.filter(pl.col("stage") == "joint")
     (best,) = curve.filter("is_best").rows(named=True)
-    assert best["validation_recall"] == curve.filter(pl.col("epoch") >= 0).get_column("validation_recall").max()
+    assert best["validation_recall"] == joint.get_column("validation_recall").max()
     assert best["validation_recall"] > 0.38  # 10 of 40 by chance: 0.25; all of them even or odd as they should: 0.5
     losses = ["train_loss", "action_loss", "generation_loss", "reconstruction_loss"]
-    assert curve.filter(pl.col("epoch") >= 0).select(pl.col(losses).is_not_null().all()).row(0) == (True,) * 4
-    assert curve.get_column("reconstruction_loss")[2] < curve.get_column("reconstruction_loss")[1]
+    assert joint.select(pl.col(losses).is_not_null().all()).row(0) == (True,) * 4
+    assert joint.get_column("reconstruction_loss")[1] < joint.get_column("reconstruction_loss")[0]
     measures = curve.drop(*losses, "image_loss")
     assert measures.select(pl.all().is_not_null().all()).row(0) == (True,) * measures.width
 
@@ -228,7 +229,7 @@ def test_the_log_line_accounts_for_every_click(trained: Lake, language_model: Pa
         f"{len(of_several) - told['num_interactions']} of users beyond max_users" in caplog.text
     )
     curve = trained.read(KarmaCurves)
-    assert curve.get_column("epoch").to_list() == [0], "nobody is held out, so nobody can say what it was before"
+    assert curve.get_column("epoch").to_list() == [0, 1], "nobody is held out, so nobody can say what it was before"
     assert curve.get_column("validation_recall").is_null().all()
     assert len(trained.read(KarmaAttention)) == 0
 
@@ -329,6 +330,7 @@ def test_the_language_models_files_count_beside_its_name(trained: Lake, language
         {"low_rank": 2},
         {"action": "infonce", "decodability": 0.0},
         {"image": "vector", "warm_up_epochs": 1},
+        {"head_epochs": 0},
         {"residual": False, "frozen_language_model": True},
         {"exposed": 0, "query_share": 0.0},
     ],
@@ -347,7 +349,7 @@ def test_changed_settings_train_another_model(
     last = trained.read(KarmaCurves).row(-1, named=True)
     assert (last["generation_loss"] is None) == ("decodability" in change)
     assert (last["image_loss"] is not None) == ("image" in change)
-    assert last["epoch"] == change.get("warm_up_epochs", 0)
+    assert last["epoch"] == change.get("warm_up_epochs", 0) + (change.get("head_epochs", 1) > 0)
 
 
 class PowerCut(BaseException):
@@ -439,7 +441,7 @@ def test_several_processes_train_one_model_and_one_of_them_writes_it(
     )
     assert done.returncode == 0, done.stderr
     assert trained.manifest(KarmaCurves).version == 1
-    assert len(trained.read(KarmaCurves)) == 2
+    assert len(trained.read(KarmaCurves)) == 3
     assert model_of(trained).is_whole()
 
 

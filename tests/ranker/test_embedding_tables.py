@@ -38,11 +38,11 @@ def attention(schema=LearnAttention):
     )
 
 
-def karma_curves():
+def karma_curves(first="joint"):
     return frame(
         KarmaCurves,
         [
-            {"epoch": epoch, "stage": "untouched" if epoch < 0 else "joint", "title_perplexity": 40.0 + epoch}
+            {"epoch": epoch, "stage": ("untouched", first, "joint")[epoch + 1], "title_perplexity": 40.0 + epoch}
             | {"top1_mass": 0.5, "share_of_sink_heads": 0.75, "seconds": 1.0, "is_best": epoch == 0}
             for epoch in (-1, 0, 1)
         ],
@@ -96,7 +96,9 @@ def test_the_section_has_the_models_that_there_are_and_says_what_their_charts_me
     assert "Recall" in both.models[0].about
     assert "Perplexity" not in both.models[0].about
     assert "Perplexity" in both.models[1].about
-    assert "dotted line" not in both.models[1].about  # it had no warm-up
+    assert "otted line" not in both.models[1].about  # all of it learnt from the first step
+    staged = embeddings(None, None, karma_curves("heads"), attention(KarmaAttention))
+    assert staged.models[0].about.startswith("Dotted lines part stages: only the heads learn, from what")
     alone = embeddings(learn_curves(), LearnAttention.create_empty(), None, None)
     assert [(model.name, len(model.maps)) for model in alone.models] == [("LEARN", 0)]
 

@@ -1,0 +1,189 @@
+"""Heads that learn from states at rest: what they learn from is what the network says, and nothing else moves."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from embedders.causal_lm import CausalLM
+from embedders.fit_karma import KarmaSettings, KarmaWatch, fit_karma
+from embedders.histories import Sequences
+from embedders.karma import KarmaNetwork
+from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
+from embedders.karma_features import FrozenFeatures
+from embedders.karma_objective import KarmaObjective
+from embedders.karma_packing import KarmaBatch, pack
+from embedders.karma_start import HEADS, fit_heads, read_outs, spread
+from embedders.karma_towers import KarmaShape
+
+NUM_ITEMS, NUM_NEW, WIDTH = 40, 16, 8
+SETTINGS = KarmaSettings(head_epochs=40, epochs=1, batch_size=12, read_outs=3, catalogue_negatives=16)
+
+
+def vectors() -> NDArray[np.float32]:
+    """The parity is in the sign of the first coordinate, under noise."""
+    drawn = np.random.default_rng(1).standard_normal((NUM_ITEMS + NUM_NEW, WIDTH)).astype(np.float32)
+    drawn[:, 0] += np.where(np.arange(len(drawn)) % 2 == 0, 3.0, -3.0)
+    return drawn
+
+
+def world(num_users: int) -> KarmaLog:
+    """Even users choose even items."""
+    rng = np.random.default_rng(0)
+    histories = [
+        (2 * rng.integers(0, NUM_ITEMS // 2, rng.integers(4, 8)) + user % 2).tolist() for user in range(num_users)
+    ]
+    return KarmaLog(Sequences.of_lists(histories), [[100 + item % 2] for item in range(NUM_ITEMS + NUM_NEW)])
+
+
+@torch.inference_mode()
+def share_of_new_items_with_the_right_parity(network: KarmaNetwork) -> float:
+    """Of the 8 new items closest to each user, how many have the user's parity; 0.5 by chance."""
+    histories_BL = np.array([[0, 4, 8], [1, 5, 9], [12, 2, 30], [13, 3, 31]])
+    packed = pack(histories_BL, np.full((4, 1), 3), instruction=network.towers.instruction)
+    items = network.items(torch.arange(NUM_ITEMS, NUM_ITEMS + NUM_NEW))
+    closest = (network.towers.users(packed) @ items.T).topk(8, dim=1).indices
+    return float(((closest % 2) == torch.tensor([[0], [1], [0], [1]])).float().mean())
+
+
+@pytest.fixture
+def make_network(make_lm: Callable[..., CausalLM]) -> Callable[..., KarmaNetwork]:
+    def make(**shape: Any) -> KarmaNetwork:
+        lm = make_lm()
+        torch.manual_seed(1)
+        sizes = {"output_dim": 8, "item_hidden": 16, "max_history": 6, **shape}
+        network = KarmaNetwork(lm, FrozenFeatures(vectors()), KarmaShape(**sizes))
+        network.towers.instruction = network.towers.instruction[:2]
+        return network
+
+    return make
+
+
+def passes_of(log: KarmaLog, exposed: int = 0) -> KarmaPasses:
+    draw = KarmaDraw(max_history=6, read_outs=3, decoded=0, exposed=exposed, query_share=1.0, sampled=16)
+    return KarmaPasses(log, draw, batch_size=12, seed=0)
+
+
+def objective_of(network: KarmaNetwork, log: KarmaLog) -> KarmaObjective:
+    return KarmaObjective(
+        network,
+        log,
+        action="pairwise",
+        scale=5.0,
+        in_batch_weight=1.0,
+        decodability=0.0,
+        generation=False,
+        reconstruction=False,
+        image="off",
+        in_bfloat16=False,
+    )
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_states_at_rest_are_what_a_pass_says_and_every_read_out_has_its_own_choice(
+    make_network: Callable[..., KarmaNetwork], residual: bool
+) -> None:
+    log, network = world(30), make_network(residual=residual)
+    spread(network, log, seed=0)
+    found = read_outs(objective_of(network, log), passes_of(log).batches(0))
+    owners = 0
+    at = 0
+    network.eval()
+    for batch in passes_of(log).batches(0):
+        tensors = KarmaBatch(*map(torch.from_numpy, batch))
+        with torch.inference_mode():
+            said = network(tensors, log.titles, [], generation=False, reconstruction=False)
+        some = found.at(torch.arange(at, at + len(said.users_Kd)), torch.device("cpu"))
+        torch.testing.assert_close(
+            network.towers.users_of(some.state_KD, some.mean_KF), said.users_Kd, atol=5e-3, rtol=0
+        )
+        assert some.choices.target_K.equal(said.choices.target_K)
+        assert (found.choices.owner_K[at : at + len(said.users_Kd)] - owners).equal(said.choices.owner_K)
+        owners += len(batch.history_BL)
+        at += len(said.users_Kd)
+    assert at == len(found.state_KD)
+
+
+def test_no_more_is_read_than_can_be_kept(make_network: Callable[..., KarmaNetwork]) -> None:
+    log = world(48)
+    few = read_outs(objective_of(make_network(), log), passes_of(log).batches(0), most=40)
+    every = read_outs(objective_of(make_network(), log), passes_of(log).batches(0))
+    assert 40 <= len(few.state_KD) < 40 + 36 < len(every.state_KD)
+
+
+def test_a_step_of_the_heads_has_the_gradient_of_a_step_of_the_whole(make_network: Callable[..., KarmaNetwork]) -> None:
+    log, network = world(12), make_network(residual=True)
+    spread(network, log, seed=0)
+    objective = objective_of(network, log)
+    (batch,) = passes_of(log).batches(0)
+    heads = [weight for name, weight in network.named_parameters() if name.startswith(HEADS)]
+    tensors = KarmaBatch(*map(torch.from_numpy, batch))
+    whole, _ = objective.eval()(tensors, True)
+    expected = torch.autograd.grad(whole, heads)
+    some = read_outs(objective, [batch]).at(torch.arange(int((batch.cut_BK > 0).sum())), torch.device("cpu"))
+    loss = objective.action(network.towers.users_of(some.state_KD, some.mean_KF), some.choices, tensors.sampled_S)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-3)
+    for one, other in zip(torch.autograd.grad(loss, heads), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3 * float(other.abs().max()) + 1e-6, rtol=2e-2)
+
+
+def test_heads_learn_what_users_want_and_nothing_else_moves(make_network: Callable[..., KarmaNetwork]) -> None:
+    log, network = world(48), make_network(residual=True)
+    spread(network, log, seed=0)
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    objective, passes = objective_of(network, log), passes_of(log)
+    found = read_outs(objective, passes.batches(0))
+    first = fit_heads(objective, found, passes.sample, replace(SETTINGS, head_epochs=1), seed=0)
+    last = fit_heads(objective, found, passes.sample, SETTINGS, seed=1)
+    assert last < first
+    moved = {name for name, weight in network.named_parameters() if not weight.equal(before[name])}
+    assert moved == {name for name in before if name.startswith(HEADS)}
+    assert share_of_new_items_with_the_right_parity(network) >= 0.95
+
+
+def test_an_item_that_was_not_yet_there_teaches_nobody(make_network: Callable[..., KarmaNetwork]) -> None:
+    """Two users choose among the first 40 items before the others are listed: where these lie must not matter."""
+    known = world(24)
+    times_E = np.arange(len(known.sequences.items_E), dtype=np.int64)
+    listed_N = np.where(np.arange(NUM_ITEMS + NUM_NEW) < NUM_ITEMS, 0, 10_000)
+    sequences = Sequences(known.sequences.items_E, times_E, known.sequences.offsets_U)
+    log = replace(known, sequences=sequences, listed_N=listed_N)
+    network = make_network()
+    objective = objective_of(network, log)
+    batch = next(iter(passes_of(log).batches(0)))
+    found = read_outs(objective, [batch]).at(torch.arange(4), torch.device("cpu"))
+    users_Kd = network.towers.users_of(found.state_KD, found.mean_KF)
+    early = torch.arange(8)
+    with_later = torch.arange(NUM_ITEMS, NUM_ITEMS + NUM_NEW)
+    alone = objective.action(users_Kd, found.choices, early)
+    together = objective.action(users_Kd, found.choices, torch.cat([early, with_later]))
+    assert together.item() == pytest.approx(alone.item(), rel=1e-6)
+    by_then = found.choices._replace(time_K=torch.full((4,), 10_000))
+    assert objective.action(users_Kd, by_then, torch.cat([early, with_later])).item() != pytest.approx(alone.item())
+
+
+def test_the_stage_is_one_epoch_of_the_curve_and_a_killed_run_goes_on_after_it(
+    make_network: Callable[..., KarmaNetwork],
+) -> None:
+    settings = replace(SETTINGS, head_epochs=3, warm_up_epochs=1, read_outs=2)
+    kept: list[dict[str, Any]] = []
+    users: list[int] = []
+    whole = make_network()
+    watch = KarmaWatch(on_checkpoint=kept.append, on_users=users.append)
+    curve = fit_karma(whole, world(24), settings, watch=watch, stopwatch=lambda: 0.0)
+    assert [row.stage for row in curve] == ["warm_up", "heads", "joint"]
+    assert sum(users) == 3 * 24
+    heads = curve[1]
+    assert heads.action_loss == heads.train_loss is not None
+    assert heads.generation_loss is None
+    assert [row.is_best for row in curve] == [False, False, True]
+    for checkpoint in kept[:2]:
+        resumed = make_network()
+        watch = KarmaWatch(resume_from=checkpoint)
+        assert fit_karma(resumed, world(24), settings, watch=watch, stopwatch=lambda: 0.0) == curve
+        for one, other in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+            assert one.equal(other)
