@@ -33,9 +33,9 @@ class KarmaSettings:
     catalogue_negatives: int = 1024
     """Items of the catalogue that all read-outs of a step are compared with, at most: negatives of the batch alone know
     nothing of what is rarely chosen."""
-    in_batch_weight: float = 1.0
-    """Of the batch's negatives: what is often chosen is often one of them, so they teach what a user wants more than
-    others do, and those of the catalogue what is wanted at all."""
+    in_batch_weight: float = 0.0
+    """Of the batch's negatives. What is often chosen is often one of them, so they teach what a user wants more than
+    others do; those of the catalogue teach what is wanted at all, and with both less is found."""
     query_share: float = 0.5
     """Of the read-outs with a query, how many see it: the vector must also be good without one."""
     warm_up_epochs: int = 0
@@ -48,6 +48,8 @@ class KarmaSettings:
     """Validations of stage 2 without a better one before training stops."""
     batch_size: int = 16
     """Users a step, of all processes together; the negatives are those of one process."""
+    head_dropout: float = 0.3
+    """Of stage 1: share of each state that is left out of a step."""
     head_rate: float = 3e-3
     """Of stage 1, at its peak."""
     learning_rate: float = 3e-4

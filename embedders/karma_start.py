@@ -120,8 +120,8 @@ def fit_heads(
         objective: of the network; its language model takes no part.
         found: its states.
         sample: of the catalogue, drawn anew in every step.
-        settings: `head_epochs`, `head_rate`, and those of the action loss.
-        seed: of the order and of the samples.
+        settings: `head_epochs`, `head_rate`, `head_dropout`.
+        seed: of the order and of the samples; dropout is of torch's own generator.
     """
     towers = objective.network.towers
     device = towers.read_out_D.device
@@ -138,7 +138,8 @@ def fit_heads(
                 group["lr"] = settings.head_rate * share_of_peak_rate(step, num_steps, settings.warmup)
             some = found.at(torch.from_numpy(places), device)
             sampled_S = torch.from_numpy(sample.draw(int(some.choices.time_K.max()), rng)).to(device)
-            loss = objective.action(towers.users_of(some.state_KD, some.mean_KF), some.choices, sampled_S)
+            users_Kd = towers.users_of(some.state_KD, some.mean_KF, dropout=settings.head_dropout)
+            loss = objective.action(users_Kd, some.choices, sampled_S)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(heads, GRADIENT_NORM_LIMIT)
             optimizer.step()

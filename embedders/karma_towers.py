@@ -157,9 +157,10 @@ class KarmaTowers(nn.Module):
         row_K, place_K = packed.read_out_K2.to(hidden_BLD.device).unbind(dim=1)
         return hidden_BLD[row_K, place_K], None if self.shortcut is None else self._mean_features(packed)
 
-    def users_of(self, state_KD: Tensor, mean_KF: Tensor | None) -> Tensor:
-        """h of what `read_out` gives, [K, d] unit norm."""
-        users_Kd = self.user_head(self.user_norm(state_KD.float())).float()
+    def users_of(self, state_KD: Tensor, mean_KF: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+        """h of what `read_out` gives, [K, d] unit norm; `dropout` leaves out that share of the states."""
+        normed_KD = functional.dropout(self.user_norm(state_KD.float()), dropout)
+        users_Kd = self.user_head(normed_KD).float()
         if self.shortcut is not None:
             assert mean_KF is not None, "residual adds the mean of what was seen"
             users_Kd = users_Kd + self.shortcut(mean_KF).float()

@@ -106,9 +106,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Items shown beside a target and not clicked that count as its negatives, at most. 0: none of them do."""
     catalogue_negatives: NonNegativeInt = 1024
     """Items on sale at the time that all targets of a step are compared with, at most [NF->P]; 0: none."""
-    in_batch_weight: NonNegativeFloat = 1.0
-    """Of the batch's negatives. They are drawn as often as they are chosen, those of the catalogue all alike: less
-    weight here lets vectors say more of what is popular, which finds more, and less of what is a user's own."""
+    in_batch_weight: NonNegativeFloat = 0.0
+    """Of the targets of other users in the batch; the paper has them. They come as often as they are chosen, those of
+    the catalogue all alike, and with both less was found (DECISIONS.md)."""
     query_share: float = Field(0.5, ge=0.0, le=1.0)
     """Of the read-outs with a query, how many see it: vectors of midnights have none."""
     warm_up_epochs: NonNegativeInt = 0
@@ -121,6 +121,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Epochs without a better R@K before training stops."""
     batch_size: int = Field(16, ge=2)
     """Users a training step."""
+    head_dropout: float = Field(0.3, ge=0.0, lt=1.0)
+    """Share of each state that is left out in a step of the heads at rest."""
     head_rate: PositiveFloat = 3e-3
     """Of the heads at rest, at its peak."""
     learning_rate: PositiveFloat = 3e-4

@@ -51,7 +51,7 @@ from jobs.lake import Lake
 
 CUTOFFS = (50, 200, 1000)
 MOST_TITLE_TOKENS = 16
-VALIDATION_USERS = 1000
+VALIDATION_USERS = 500
 
 
 @dataclass(frozen=True)
@@ -464,13 +464,13 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--epochs", type=int, default=4)
     runs.add_argument("--head-epochs", type=int, default=20, help="over states of the language model at rest")
     runs.add_argument("--catalogue-negatives", type=int, default=1024, help="that all read-outs of a step share")
-    runs.add_argument("--in-batch-weight", type=float, default=1.0, help="of the batch's negatives")
+    runs.add_argument("--in-batch-weight", type=float, default=0.0, help="of the batch's negatives")
     runs.add_argument("--read-outs", type=int, default=8, help="of a user and epoch, at most")
     runs.add_argument("--scale", type=float, default=5.0, help="of the cosines in L_act")
     runs.add_argument("--batch-size", type=int, default=16)
     runs.add_argument("--low-rank", type=int, help="LoRA in place of training the whole language model")
-    runs.add_argument("--learning-rate", type=float, default=1e-3)
-    runs.add_argument("--language-model-rate", type=float, default=1e-4)
+    runs.add_argument("--learning-rate", type=float, default=3e-4)
+    runs.add_argument("--language-model-rate", type=float, default=2e-4)
     runs.add_argument("--exactly", nargs="+", help="variants of these names")
     runs.add_argument("--vectors", type=Path)
     runs.add_argument("--out", type=Path, required=True)

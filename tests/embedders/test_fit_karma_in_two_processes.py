@@ -40,7 +40,7 @@ rows = [row._replace(seconds=0.0) for row in curve]
 def test_both_end_with_one_model_and_stop_when_the_first_one_says(
     make_lm: Callable[..., CausalLM], tmp_path: Path
 ) -> None:
-    """With a warm-up, heads that one of them trains, and without pictures, so that not every weight always has a gradient."""
+    """With a warm-up and heads that one of them trains; without pictures: not every weight always has a gradient."""
     rng = np.random.default_rng(0)
     content_NC = rng.standard_normal((20, 8)).astype(np.float32)
     lists = [rng.integers(0, 20, rng.integers(3, 7)).tolist() for _ in range(13)]
