@@ -51,7 +51,7 @@ from jobs.lake import Lake
 
 CUTOFFS = (50, 200, 1000)
 MOST_TITLE_TOKENS = 16
-VALIDATION_USERS = 500
+VALIDATION_USERS = 300
 
 
 @dataclass(frozen=True)
