@@ -15,12 +15,13 @@ Everything drawn is a function of (seed, epoch, process): a run that goes on fro
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from embedders.karma_checks import check_catalogue, check_dtype, check_finite
 from embedders.karma_curve import (
     UNTOUCHED_EPOCH,
     EpochMeans,
+    Halves,
     KarmaEpochRow,
     KarmaLosses,
     KarmaValidation,
@@ -41,7 +43,7 @@ from embedders.karma_losses import ImageFlow
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch
 from embedders.karma_settings import Image, KarmaSettings
-from embedders.karma_start import HEADS, fit_heads, read_outs, spread
+from embedders.karma_start import HEADS, MOST_READ_OUTS, fit_heads, read_outs, spread, together
 from embedders.trained_weights import copied, put_back
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma", "stages_of"]
@@ -94,7 +96,9 @@ def fit_karma(
     if settings.image != "off":
         network.image_flow = _image_flow(network, settings.image)
     # a term that is off, and in stage 0 all but one, leave weights without a gradient: data-parallel training is told
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    # of it; and no buffer here ever changes, so none needs to be sent round
+    data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = Accelerator(kwargs_handlers=[data_parallel])
     objective = _objective(network, log, settings, accelerator.device)
     of_language_model = dict(network.language_model_parameters())
     trained = dict(network.new_parameters()) | ({} if settings.frozen_language_model else of_language_model)
@@ -199,11 +203,18 @@ class _Training:
         return means.over_processes(self.accelerator)
 
     def heads(self, epoch: int) -> KarmaLosses:
-        """By the first process, from its share of the users; the others are told what it learnt."""
+        """By the first process, from states that all of them read; the others are told what it learnt."""
         passes, loss = self._passes("heads"), 0.0
+        most = MOST_READ_OUTS // self.accelerator.num_processes
+        users = Halves(len(passes.users), self.watch.on_users)
+        mine = read_outs(self.objective, users.first(self._batches(passes, epoch)), most)
+        found = together(gather_object([mine]))
         if self.accelerator.is_main_process:
-            found = read_outs(self.objective, self._told(self._batches(passes, epoch)))
-            loss = fit_heads(self.objective, found, passes.sample, self.settings, self.seed(epoch))
+            of_epoch = partial(users.second, self.settings.head_epochs)
+            seed = self.seed(epoch)
+            loss = fit_heads(
+                self.objective, found, passes.sample, self.settings, epoch=epoch, seed=seed, on_epoch=of_epoch
+            )
         for name, weight in self.trained.items():
             if name.startswith(HEADS):
                 broadcast(weight.data, from_process=0)
@@ -212,11 +223,6 @@ class _Training:
 
     def _batches(self, passes: KarmaPasses, epoch: int) -> Iterator[KarmaBatch[NDArray[Any]]]:
         return passes.batches(epoch, self.accelerator.process_index, self.accelerator.num_processes)
-
-    def _told(self, batches: Iterator[KarmaBatch[NDArray[Any]]]) -> Iterator[KarmaBatch[NDArray[Any]]]:
-        for batch in batches:
-            yield batch
-            self.watch.on_users(len(batch.history_BL))
 
     def _passes(self, stage: Stage) -> KarmaPasses:
         settings = self.settings

@@ -12,7 +12,7 @@ from embedders.karma_settings import KarmaSettings
 
 
 def check_catalogue(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings) -> None:
-    """One title an item, and pictures where they are told."""
+    """One title an item, pictures where they are told, and something to compare targets with."""
     features = network.towers.features.frozen
     if len(features) != len(log.titles):
         raise ValueError(
@@ -23,6 +23,12 @@ def check_catalogue(network: KarmaNetwork, log: KarmaLog, settings: KarmaSetting
         raise ValueError(
             f"fit_karma: image = {settings.image!r} tells pictures, but no item has one. Embed images first "
             "(embed_images), or choose image = 'off'."
+        )
+    shown = settings.exposed > 0 and log.exposed_EM is not None and bool((log.exposed_EM >= 0).any())
+    if not (shown or settings.catalogue_negatives or settings.in_batch_weight):
+        raise ValueError(
+            "fit_karma: targets are compared with nothing: catalogue_negatives = 0, in_batch_weight = 0, and the log "
+            "does not say what was shown beside them (or exposed = 0). Give one of the two a number above 0."
         )
 
 
@@ -40,9 +46,10 @@ def check_finite(loss: Tensor, terms: Mapping[str, Tensor], epoch: int, settings
     """After every step: one such step spoils all weights, and an epoch of a language model may be an hour."""
     value = float(loss.detach())
     if not math.isfinite(value):
-        parts = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+        parts = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
         raise ValueError(
             f"fit_karma: the training loss became {value} in epoch {epoch} (seed {settings.seed}; {parts}). "
-            f"Expected a finite number: lower learning_rate (now {settings.learning_rate}) or language_model_rate (now "
-            f"{settings.language_model_rate}), choose precision = 'float32', or look for NaN in the frozen vectors."
+            f"Expected a finite number: lower head_rate (now {settings.head_rate}), learning_rate (now "
+            f"{settings.learning_rate}) or language_model_rate (now {settings.language_model_rate}), choose precision "
+            "= 'float32', or look for NaN in the frozen vectors."
         )

@@ -1,13 +1,16 @@
 """The curve of a fit of KARMA: what an epoch is told in, and who hears of it (the table KarmaCurves)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
+
+from embedders.karma_packing import KarmaBatch
 
 Stage = Literal["untouched", "warm_up", "heads", "joint"]
 
@@ -96,3 +99,27 @@ class EpochMeans:
         sum_and_count = torch.from_numpy(self._sum_and_count).to(accelerator.device)
         totals, counts = accelerator.reduce(sum_and_count, "sum").tolist()
         return KarmaLosses(*(total / count if count else None for total, count in zip(totals, counts, strict=True)))
+
+
+class Halves:
+    """Progress of the heads' stage: the first half of the users while states are read, the rest while heads learn."""
+
+    def __init__(self, num_users: int, tell: Callable[[int], None]) -> None:
+        self.num_users, self.tell, self.told = num_users, tell, 0
+
+    def first(self, batches: Iterator[KarmaBatch[NDArray[Any]]]) -> Iterator[KarmaBatch[NDArray[Any]]]:
+        """The batches as they are."""
+        seen = 0
+        for batch in batches:
+            yield batch
+            seen += len(batch.history_BL)
+            self._up_to(seen // 2)
+
+    def second(self, num_epochs: int, number: int) -> None:
+        """An epoch of the heads is over."""
+        half = self.num_users // 2
+        self._up_to(half + (self.num_users - half) * (number + 1) // num_epochs)
+
+    def _up_to(self, users: int) -> None:
+        self.tell(users - self.told)
+        self.told = users

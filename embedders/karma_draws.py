@@ -129,7 +129,7 @@ class KarmaPasses:
 
     @property
     def num_batches(self) -> int:
-        """Of one epoch. A last batch of one user would have no negatives, so it joins the one before."""
+        """Of one epoch. A last batch of one user would have no negatives of the batch, so it joins the one before."""
         return max(1, round(len(self.users) / self.batch_size))
 
     def batches(self, epoch: int, share: int = 0, num_shares: int = 1) -> Iterator[KarmaBatch[NDArray[Any]]]:

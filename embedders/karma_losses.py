@@ -9,10 +9,10 @@
     L       = L_act + lambda (L_gen + L_recon + L_img)
 
 What we keep: the action loss is pairwise logistic, over items that were shown and not clicked and over the batch;
-InfoNCE is the switch. Ours [NF->P]: s = scale * cosine, or the raw dot product; means where the paper writes sums, all
-kinds of negatives with equal weight; a uniform sample of the catalogue as a third kind, without which nothing is learnt
-of what is rarely chosen; of L_img everything but that it conditions on the history or on h (a diffusion or a flow,
-which network, what v is standardised by).
+InfoNCE is the switch. Ours [NF->P]: s = scale * cosine, or the raw dot product; means where the paper writes sums; a
+uniform sample of the catalogue as a third kind of negatives, without which nothing is learnt of what is rarely chosen,
+and with which the batch is left out by default (`embedders.karma_settings`); of L_img everything but that it conditions
+on the history or on h (a diffusion or a flow, which network, what v is standardised by).
 
 All are float32, whatever they are called in; but the words' logits are computed in the precision of the pass. Where
 there is nothing to learn from a loss is 0, with a gradient of 0.

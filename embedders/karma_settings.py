@@ -47,7 +47,7 @@ class KarmaSettings:
     patience: int = 1
     """Validations of stage 2 without a better one before training stops."""
     batch_size: int = 16
-    """Users a step, of all processes together; the negatives are those of one process."""
+    """Users a step, of all processes together; the batch's negatives are those of one process."""
     head_dropout: float = 0.3
     """Of stage 1: share of each state that is left out of a step."""
     head_rate: float = 3e-3

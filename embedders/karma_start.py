@@ -10,7 +10,7 @@ the few steps that a small machine can afford go into heads which could have lea
 Letters: K read-outs, D width of the language model, F feature width, M exposed items of a read-out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn import functional
 from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.histories import PADDING, padded_rows
 from embedders.karma import Choices, KarmaNetwork
+from embedders.karma_checks import check_finite
 from embedders.karma_draws import CatalogueSample, KarmaLog
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
@@ -37,7 +38,8 @@ READ_OUTS_AT_ONCE = 512
 """Of a step of the heads."""
 
 MOST_READ_OUTS = 250_000
-"""Whose states are kept in memory: half a gigabyte with a language model 576 wide and text vectors of 384."""
+"""Whose states are kept in memory: half a gigabyte with a language model 576 wide and text vectors of 384, twice that
+while they are put together."""
 
 
 def spread(network: KarmaNetwork, log: KarmaLog, seed: int) -> None:
@@ -99,29 +101,54 @@ def read_outs(
         if num_read_outs >= most:
             break
     network.train(was_training)
+    return ReadOuts(torch.cat(states), torch.cat(means) if means else None, _joined(choices))
+
+
+def together(found: Sequence[ReadOuts]) -> ReadOuts:
+    """Of several processes, each with users of its own."""
+    means = [one.mean_KF for one in found if one.mean_KF is not None]
+    first = np.cumsum([0, *(int(one.choices.owner_K.max()) + 1 for one in found)])
+    choices = [
+        one.choices._replace(owner_K=one.choices.owner_K + start)
+        for one, start in zip(found, first.tolist(), strict=False)
+    ]
+    return ReadOuts(torch.cat([one.state_KD for one in found]), torch.cat(means) if means else None, _joined(choices))
+
+
+def _joined(choices: Sequence[Choices]) -> Choices:
     widest = max(one.exposed_KM.shape[1] for one in choices)
     filled = [
         one._replace(exposed_KM=functional.pad(one.exposed_KM, (0, widest - one.exposed_KM.shape[1]), value=PADDING))
         for one in choices
     ]
-    return ReadOuts(
-        torch.cat(states),
-        torch.cat(means) if means else None,
-        Choices(*(torch.cat(parts) for parts in zip(*filled, strict=True))),
-    )
+    return Choices(*(torch.cat(parts) for parts in zip(*filled, strict=True)))
 
 
 def fit_heads(
-    objective: KarmaObjective, found: ReadOuts, sample: CatalogueSample, settings: KarmaSettings, seed: int
+    objective: KarmaObjective,
+    found: ReadOuts,
+    sample: CatalogueSample,
+    settings: KarmaSettings,
+    *,
+    epoch: int,
+    seed: int,
+    on_epoch: Callable[[int], None] = lambda number: None,
 ) -> float:
     """Train the heads in place, and give the mean loss of the last epoch.
+
+    A user's read-outs are in one step, so that none of their targets is another's negative.
 
     Args:
         objective: of the network; its language model takes no part.
         found: its states.
         sample: of the catalogue, drawn anew in every step.
         settings: `head_epochs`, `head_rate`, `head_dropout`.
+        epoch: of the whole fit, for messages.
         seed: of the order and of the samples; dropout is of torch's own generator.
+        on_epoch: hears of every epoch of the heads, by its number.
+
+    Raises:
+        ValueError: the loss is not finite.
     """
     towers = objective.network.towers
     device = towers.read_out_D.device
@@ -130,20 +157,24 @@ def fit_heads(
     rng = np.random.default_rng(seed)
     num_batches = max(1, round(len(found.state_KD) / READ_OUTS_AT_ONCE))
     num_steps, step = settings.head_epochs * num_batches, 0
+    owner_K = found.choices.owner_K.numpy()
     losses: list[float] = []
-    for _ in range(settings.head_epochs):
+    for number in range(settings.head_epochs):
         losses = []
-        for places in np.array_split(rng.permutation(len(found.state_KD)), num_batches):
+        order = np.argsort(rng.permutation(int(owner_K.max()) + 1)[owner_K], kind="stable")
+        for places in np.array_split(order, num_batches):
             for group in optimizer.param_groups:
                 group["lr"] = settings.head_rate * share_of_peak_rate(step, num_steps, settings.warmup)
             some = found.at(torch.from_numpy(places), device)
             sampled_S = torch.from_numpy(sample.draw(int(some.choices.time_K.max()), rng)).to(device)
             users_Kd = towers.users_of(some.state_KD, some.mean_KF, dropout=settings.head_dropout)
             loss = objective.action(users_Kd, some.choices, sampled_S)
+            check_finite(loss, {"action": loss}, epoch, settings)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(heads, GRADIENT_NORM_LIMIT)
             optimizer.step()
             objective.zero_grad()  # what stays as it is has a gradient, too: of the vector for a missing picture
             losses.append(float(loss.detach()))
             step += 1
+        on_epoch(number)
     return float(np.mean(losses))

@@ -114,7 +114,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     warm_up_epochs: NonNegativeInt = 0
     """Epochs before the others in which only what is new beside the language model learns, from L_gen."""
     head_epochs: NonNegativeInt = 20
-    """Epochs of the two heads over states of the language model at rest, each a second or so [NF->P]; 0: none."""
+    """Epochs of the two heads over states of the language model at rest [NF->P], each a second or so with the default
+    `max_users`; 0: none."""
     epochs: PositiveInt = 3
     """Most passes over the users in which everything learns."""
     patience: NonNegativeInt = 1

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
 from embedders.causal_lm import load_causal_lm
@@ -40,6 +42,9 @@ from jobs.progress import progress_bar
 from jobs.training_window import LEAST_USERS
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_OF_PROCESSES_H = 6
+"""The first of several processes trains the heads and validates, and the others wait for it."""
 
 NOT_OF_THE_CONFIG = {"warmup", "weight_decay"}
 """Settings of `embedders.fit_karma` that nobody changes; the others are settings of the step, by the same names."""
@@ -150,7 +155,8 @@ def _network(config: Config, pairs: FrozenPairs) -> KarmaNetwork:
         image_MV = of_all_NV[of_all_NV.any(axis=1)]
     network.towers.standardise(sampled_vectors(pairs.content_NC, rng), image_MV)
     # not PartialState's device: the first to ask sets up the processes, and it alone would not see ACCELERATE_USE_CPU
-    return network.to(Accelerator().device)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE_OF_PROCESSES_H))
+    return network.to(Accelerator(kwargs_handlers=[patience]).device)
 
 
 def _precision(config: Config) -> Precision:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from embedders import karma_start
 from embedders.causal_lm import CausalLM
 from embedders.fit_karma import KarmaSettings, KarmaWatch, fit_karma
-from embedders.histories import Sequences
-from embedders.karma import KarmaNetwork
+from embedders.histories import PADDING, Sequences
+from embedders.karma import Choices, KarmaNetwork
 from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
-from embedders.karma_start import HEADS, fit_heads, read_outs, spread
+from embedders.karma_start import HEADS, fit_heads, read_outs, spread, together
 from embedders.karma_towers import KarmaShape
 
 NUM_ITEMS, NUM_NEW, WIDTH = 40, 16, 8
@@ -132,17 +133,21 @@ def test_a_step_of_the_heads_has_the_gradient_of_a_step_of_the_whole(make_networ
 
 
 def test_heads_learn_what_users_want_and_nothing_else_moves(make_network: Callable[..., KarmaNetwork]) -> None:
-    log, network = world(48), make_network(residual=True)
+    log, network = world(48), make_network()
     spread(network, log, seed=0)
+    assert share_of_new_items_with_the_right_parity(network) < 0.7
     before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     objective, passes = objective_of(network, log), passes_of(log)
     found = read_outs(objective, passes.batches(0))
-    first = fit_heads(objective, found, passes.sample, replace(SETTINGS, head_epochs=1), seed=0)
-    last = fit_heads(objective, found, passes.sample, SETTINGS, seed=1)
+    heard: list[int] = []
+    one_epoch = replace(SETTINGS, head_epochs=1)
+    first = fit_heads(objective, found, passes.sample, one_epoch, epoch=0, seed=0)
+    last = fit_heads(objective, found, passes.sample, SETTINGS, epoch=0, seed=1, on_epoch=heard.append)
+    assert heard == list(range(40))
     assert last < first
     moved = {name for name, weight in network.named_parameters() if not weight.equal(before[name])}
     assert moved == {name for name in before if name.startswith(HEADS)}
-    assert share_of_new_items_with_the_right_parity(network) >= 0.95
+    assert share_of_new_items_with_the_right_parity(network) >= 0.85
 
 
 def test_an_item_that_was_not_yet_there_teaches_nobody(make_network: Callable[..., KarmaNetwork]) -> None:
@@ -187,3 +192,85 @@ def test_the_stage_is_one_epoch_of_the_curve_and_a_killed_run_goes_on_after_it(
         assert fit_karma(resumed, world(24), settings, watch=watch, stopwatch=lambda: 0.0) == curve
         for one, other in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
             assert one.equal(other)
+
+
+def test_all_read_outs_of_a_user_are_in_one_step(
+    make_network: Callable[..., KarmaNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the loss sees which targets are a user's own."""
+    monkeypatch.setattr(karma_start, "READ_OUTS_AT_ONCE", 12)
+    log, network = world(48), make_network()
+    objective, passes = objective_of(network, log), passes_of(log)
+    found = read_outs(objective, passes.batches(0))
+    steps: list[int] = []
+    seen: list[set[tuple[int, ...]]] = []
+    action = objective.action
+
+    def heard(users_Kd: torch.Tensor, choices: Choices, sampled_S: torch.Tensor) -> torch.Tensor:
+        steps.append(len(users_Kd))
+        of_owner: dict[int, list[int]] = {}
+        for owner, target in zip(choices.owner_K.tolist(), choices.target_K.tolist(), strict=True):
+            of_owner.setdefault(owner, []).append(target)
+        seen.append({tuple(sorted(targets)) for targets in of_owner.values()})
+        return action(users_Kd, choices, sampled_S)
+
+    monkeypatch.setattr(objective, "action", heard)
+    fit_heads(objective, found, passes.sample, replace(SETTINGS, head_epochs=1), epoch=0, seed=0)
+    assert sum(steps) == len(found.state_KD)
+    assert len(steps) == round(len(found.state_KD) / 12) > 3
+    whole = {
+        tuple(sorted(found.choices.target_K[found.choices.owner_K == owner].tolist()))
+        for owner in range(int(found.choices.owner_K.max()) + 1)
+    }
+    parted = sum(len(of_step - whole) for of_step in seen)
+    assert parted <= 2 * len(steps), "only at the two ends of a step may a user be parted"
+
+
+def test_states_of_several_processes_are_put_together_with_what_was_shown(
+    make_network: Callable[..., KarmaNetwork],
+) -> None:
+    known = world(30)
+    shown_EM = np.random.default_rng(3).integers(-1, NUM_ITEMS, (len(known.sequences.items_E), 3)).astype(np.int32)
+    log = replace(known, exposed_EM=shown_EM)
+    objective = objective_of(make_network(residual=True), log)
+    batches = list(passes_of(log, exposed=3).batches(0))
+    alone = [read_outs(objective, [batch]) for batch in batches]
+    narrow = alone[0]._replace(choices=alone[0].choices._replace(exposed_KM=alone[0].choices.exposed_KM[:, :1]))
+    whole = together([narrow, *alone[1:]])
+    assert whole.choices.owner_K.unique().tolist() == list(range(30))
+    assert len(whole.state_KD) == sum(len(one.state_KD) for one in alone) == len(whole.mean_KF)
+    first = len(narrow.state_KD)
+    assert whole.choices.exposed_KM[:first, 0].equal(narrow.choices.exposed_KM[:, 0])
+    assert (whole.choices.exposed_KM[:first, 1:] == PADDING).all()
+    assert whole.choices.exposed_KM[first:].equal(torch.cat([one.choices.exposed_KM for one in alone[1:]]))
+
+
+def test_states_are_left_out_in_part_while_heads_learn(make_network: Callable[..., KarmaNetwork]) -> None:
+    log, losses = world(24), []
+    for dropout in (0.0, 0.9):
+        network = make_network()
+        spread(network, log, seed=0)
+        objective, passes = objective_of(network, log), passes_of(log)
+        found = read_outs(objective, passes.batches(0))
+        torch.manual_seed(0)
+        settings = replace(SETTINGS, head_dropout=dropout)
+        losses.append(fit_heads(objective, found, passes.sample, settings, epoch=0, seed=0))
+    assert losses[1] > 1.2 * losses[0]
+
+
+def test_heads_that_go_astray_stop_the_run_and_the_message_names_their_rate(
+    make_network: Callable[..., KarmaNetwork],
+) -> None:
+    kept: list[dict[str, Any]] = []
+    with pytest.raises(ValueError, match=r"in epoch 0 .* lower head_rate \(now 1e\+30\)"):
+        fit_karma(
+            make_network(), world(24), replace(SETTINGS, head_rate=1e30), watch=KarmaWatch(on_checkpoint=kept.append)
+        )
+    assert not kept
+
+
+def test_targets_compared_with_nothing_are_refused(make_network: Callable[..., KarmaNetwork]) -> None:
+    alone = replace(SETTINGS, catalogue_negatives=0, in_batch_weight=0.0)
+    with pytest.raises(ValueError, match="compared with nothing: catalogue_negatives = 0, in_batch_weight = 0"):
+        fit_karma(make_network(), world(24), alone)
+    fit_karma(make_network(), world(24), replace(alone, in_batch_weight=1.0, head_epochs=1))
