@@ -96,6 +96,7 @@ def fit(arguments: argparse.Namespace) -> None:
             epochs=arguments.epochs,
             learning_rate=arguments.learning_rate,
             precision=arguments.precision,
+            pairs_at_once=arguments.pairs_at_once,
             seed=arguments.seed,
         ),
         validate=validate,
@@ -162,6 +163,9 @@ def main(words: Sequence[str] | None = None) -> None:
     fits.add_argument("--validation-pairs", type=int, default=300)
     fits.add_argument("--epochs", type=int, default=3)
     fits.add_argument("--low-rank", type=int)
+    fits.add_argument(
+        "--pairs-at-once", type=int, default=4, help="of one forward pass; 4 chains took a 1.5B model to 20 GB"
+    )
     fits.add_argument("--learning-rate", type=float, default=2e-5)
     fits.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     fits.set_defaults(do=fit)
