@@ -283,6 +283,7 @@ class KarmaRun:
             in_batch_weight=arguments.in_batch_weight,
             head_epochs=arguments.head_epochs,
             read_outs=arguments.read_outs,
+            decodability=self.variant.settings.decodability and arguments.decodability,
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
@@ -465,6 +466,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--head-epochs", type=int, default=20, help="over states of the language model at rest")
     runs.add_argument("--catalogue-negatives", type=int, default=1024, help="that all read-outs of a step share")
     runs.add_argument("--in-batch-weight", type=float, default=0.0, help="of the batch's negatives")
+    runs.add_argument("--decodability", type=float, default=0.5, help="lambda, where anything is decoded")
     runs.add_argument("--read-outs", type=int, default=8, help="of a user and epoch, at most")
     runs.add_argument("--scale", type=float, default=5.0, help="of the cosines in L_act")
     runs.add_argument("--batch-size", type=int, default=16)
