@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
@@ -201,7 +201,8 @@ def run_steps(
         Names of the steps that ran.
 
     Raises:
-        ValueError: there is no such step; or one needs impressions, and the lake's source has none.
+        ValueError: there is no such step; or one needs impressions, and the lake's source has none; or rankers are to
+            be compared with one that is not among them.
     """
     wanted = list(names) if names is not None else list(STEPS)
     chosen = [step(name) for name in wanted]  # every name is checked before anything runs
@@ -212,6 +213,7 @@ def run_steps(
             f"{', '.join(impossible)}.\n"
             f"  what to do: name those that can, tailrank run {' '.join(can)}, or take in a log into another lake"
         )
+    _check_baseline(configs, wanted)
     ran = []
     for one in sorted(chosen, key=lambda each: STEPS.index(each.name)):
         config = configs[one.name]
@@ -231,6 +233,21 @@ def run_steps(
         logger.info("%s: done in %.1f s", one.name, seconds)
         ran.append(one.name)
     return ran
+
+
+def _check_baseline(configs: Mapping[str, BaseModel], names: Sequence[str]) -> None:
+    """What is to be trained and then compared has something to be compared with: training may take hours."""
+    if not {"train_ranker", "evaluate_ranker"} <= set(names):
+        return
+    rankers, baseline = (
+        getattr(configs["train_ranker"], "rankers", None),
+        getattr(configs["evaluate_ranker"], "baseline", None),
+    )
+    if rankers is not None and baseline is not None and baseline not in rankers:
+        raise ValueError(
+            f"evaluate_ranker compares with `{baseline}`, which train_ranker does not train: {', '.join(rankers)}.\n"
+            f"  what to do: add {baseline} to [train_ranker] rankers, or name one of them as [evaluate_ranker] baseline"
+        )
 
 
 def _observe(lake: Lake, one: Step, config: BaseModel) -> LedgerEntry:

@@ -8,9 +8,10 @@ import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ranker.charts import INK, MUTED, STYLE, canvas, series_colour, svg
+from ranker.printed_table import compact
 
 BEFORE = -1
 """The epoch that stands for the model before any step."""
@@ -26,11 +27,12 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1.5, 1.5), (7, 2), (5, 1.5
 
 
 class Chart(NamedTuple):
-    """A title, the unit of the vertical axis, and the columns of the lines by their names."""
+    """A title, the unit of the vertical axis, the columns of the lines by their names, and how the axis is divided."""
 
     title: str
     unit: str
     columns: Mapping[str, str]
+    is_log: bool = False
 
 
 CHARTS = (
@@ -49,7 +51,7 @@ CHARTS = (
     Chart("likeness of titles, JS@50", "Jaccard", {"JS@50": "title_similarity"}),
     Chart("user vectors", "directions", {"effective rank": "effective_rank", "participation": "participation_ratio"}),
     Chart("heaviest positions", "share of attention", {"top 1": "top1_mass", "top 4": "top4_mass"}),
-    Chart("titles", "perplexity", {"perplexity": "title_perplexity"}),
+    Chart("titles", "perplexity", {"perplexity": "title_perplexity"}, is_log=True),
 )
 """Of every embedding model, as far as its curves have the columns."""
 
@@ -83,7 +85,9 @@ def training_curves(method: str, curves: pl.DataFrame) -> list[str]:
         if lines:
             name, title = f"{method.lower()}-curve-{place}", f"{method}: {chart.title}"
             epochs = run.get_column("epoch").to_list()
-            drawn.append(by_epoch(name, title, chart.unit, epochs, lines, kept=kept[-1:], stages=stages))
+            drawn.append(
+                by_epoch(name, title, chart.unit, epochs, lines, kept=kept[-1:], stages=stages, is_log=chart.is_log)
+            )
     return drawn
 
 
@@ -96,6 +100,7 @@ def by_epoch(
     *,
     kept: Sequence[int] = (),
     stages: Sequence[str] = (),
+    is_log: bool = False,
 ) -> str:
     """Lines over epochs, several named at their ends; a kept epoch has a large dot, a new stage follows a dotted line.
 
@@ -107,6 +112,8 @@ def by_epoch(
         lines: each with a value at least.
         kept: the epochs whose weights were kept.
         stages: of each epoch, or none.
+        is_log: whether equal steps of the vertical axis are equal ratios, where values differ a hundredfold; all must
+            be above 0.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(title, height=230, left=62, right=104 if len(lines) > 1 else 12, bottom=44)
@@ -125,12 +132,23 @@ def by_epoch(
         if BEFORE in epochs and max(epochs) > EPOCHS_BESIDE_BEFORE:
             shown.remove(0)  # the word has no room beside it
         axes.set_xticks(shown, ["before" if at == BEFORE else f"{at}" for at in shown])
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if is_log and _spans_orders(lines):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(numticks=6))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         if len(lines) > 1:
             _name_at_the_end(axes, lines)
         return svg(figure, name, f"{title} by epoch: {'; '.join(_said(line, epochs) for line in lines)}.")
+
+
+def _spans_orders(lines: Sequence[Line]) -> bool:
+    known = [value for line in lines for value in line.values if value is not None]
+    return max(known) > 100 * min(known)
 
 
 def _colour(place: int) -> str:

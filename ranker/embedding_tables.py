@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from ranker.printed_table import Cell, Column, PrintedTable, Row, number, percent
+from ranker.printed_table import MANY, Cell, Column, PrintedTable, Row, compact, number, percent
 
 SINK_MASS = 0.3
 """A head has a sink if one position takes a larger share: that of `embedders.attention_maps`."""
@@ -87,8 +87,12 @@ def _cells(values: Mapping[str, Any]) -> list[Cell]:
         number(values.get("top4_mass"), 3),
         number(values.get("column_entropy"), 3),
         percent(values.get("share_of_sink_heads"), 0),
-        number(values.get("title_perplexity"), 1),
+        _perplexity(values.get("title_perplexity")),
     ]
+
+
+def _perplexity(value: float | None) -> Cell:
+    return number(value, 1) if value is None or value < MANY else Cell(compact(value), value)
 
 
 def _below_zero(value: float | None) -> Cell:

@@ -5,6 +5,9 @@ from itertools import groupby
 
 NO_VALUE = "–"
 
+MANY = 1e6
+"""From here on a number is said by its size."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -79,6 +82,11 @@ class PrintedTable:
 def number(value: float | None, digits: int) -> Cell:
     """0.1235, or a dash."""
     return Cell(NO_VALUE) if value is None else Cell(f"{value:.{digits}f}", value)
+
+
+def compact(value: float) -> str:
+    """0.5, 400, 12,000, 6e+10: what has too many digits is said by its size."""
+    return f"{value:,g}" if value < MANY else f"{value:.2g}"
 
 
 def percent(value: float | None, digits: int = 2) -> Cell:

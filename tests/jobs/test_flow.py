@@ -197,6 +197,18 @@ def test_a_lake_of_judged_pairs_alone_stops_at_steps_that_need_a_log_before_anyt
     assert flow.needing_impressions(lake, defaults, flow.STEPS) == []  # ingest takes in a log first
 
 
+def test_rankers_to_be_compared_with_one_that_is_not_trained_stop_the_run_before_it_begins(lake: Lake):
+    defaults = {name: flow.step(name).config_class() for name in flow.STEPS}
+    alone = {**defaults, "train_ranker": flow.step("train_ranker").config_class(rankers=["learn", "karma"])}
+    with pytest.raises(ValueError, match=r"compares with `base`, which train_ranker does not train: learn, karma\.\n"):
+        flow.run_steps(lake, alone, ["ingest", "train_ranker", "evaluate_ranker"])
+    assert flow.last_run(lake, "ingest") is None
+    compared = {**alone, "evaluate_ranker": flow.step("evaluate_ranker").config_class(baseline="learn")}
+    flow.run_steps(lake, compared, [])
+    with pytest.raises(ValueError, match="made of judged pairs|training_examples"):
+        flow.run_steps(lake, alone, ["train_ranker"])  # by itself it may train what it likes, if it has what it needs
+
+
 def test_steps_that_need_impressions_are_those_that_stand_on_them():
     on_the_log = {table_name(Impressions)}
     for name in flow.STEPS:

@@ -92,6 +92,14 @@ def test_a_new_stage_begins_at_a_dotted_line_and_training_itself_does_not() -> N
     assert dotted(["untouched", "joint", "joint"]) == 0
 
 
+def test_perplexities_of_many_orders_are_drawn_by_ratio_under_readable_ticks() -> None:
+    svg = by_epoch("c", "Titles", "perplexity", [-1, 0, 1], [Line("p", [6e10, 1e5, 800.0])], is_log=True)
+    assert {"1,000", "100,000", "1e+07", "1e+09"} <= set(words(svg))
+    narrow = by_epoch("c", "Titles", "perplexity", [-1, 0, 1], [Line("p", [26.0, 25.0, 24.0])], is_log=True)
+    assert narrow == by_epoch("c", "Titles", "perplexity", [-1, 0, 1], [Line("p", [26.0, 25.0, 24.0])])
+    assert "p 6e+10 before training, 800 in epoch 1" in parsed(svg).attrib["aria-label"]
+
+
 def test_names_of_lines_that_end_together_do_not_cover_each_other() -> None:
     lines = [Line(name, [1.0, 1.0]) for name in ("one", "two", "three", "four")]
     svg = by_epoch("c", "Curve", "loss", [0, 1], lines)

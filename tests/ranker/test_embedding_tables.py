@@ -105,3 +105,9 @@ def test_the_section_has_the_models_that_there_are_and_says_what_their_charts_me
 
 def test_a_sink_is_the_same_to_the_report_as_to_the_models():
     assert embedding_tables.SINK_MASS == attention_maps.SINK_MASS
+
+
+def test_a_perplexity_with_too_many_digits_is_said_by_its_size():
+    wild = karma_curves().with_columns(title_perplexity=pl.Series([58_607_783_343.6, 12_345.678, 807.1]))
+    before, kept = printed({"KARMA": (wild, attention(KarmaAttention))})
+    assert (before["perplexity"], kept["perplexity"]) == ("5.9e+10", "12345.7")
