@@ -116,7 +116,9 @@ def by_epoch(
             be above 0.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(title, height=230, left=62, right=104 if len(lines) > 1 else 12, bottom=44)
+        by_ratio = is_log and _spans_orders(lines)
+        left = 78 if by_ratio else 62  # "100,000" is wide
+        figure, axes = canvas(title, height=230, left=left, right=104 if len(lines) > 1 else 12, bottom=44)
         for place, line in enumerate(lines):
             values = np.array([np.nan if value is None else value for value in line.values])
             (stroke,) = axes.plot(epochs, values, color=_colour(place), marker="o", markersize=2.5)
@@ -132,7 +134,7 @@ def by_epoch(
         if BEFORE in epochs and max(epochs) > EPOCHS_BESIDE_BEFORE:
             shown.remove(0)  # the word has no room beside it
         axes.set_xticks(shown, ["before" if at == BEFORE else f"{at}" for at in shown])
-        if is_log and _spans_orders(lines):
+        if by_ratio:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(numticks=6))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
