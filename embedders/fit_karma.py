@@ -113,7 +113,7 @@ def fit_karma(
         weight_decay=settings.weight_decay,
     )
     step, prepared = accelerator.prepare(objective, optimizer)
-    training = _Training(settings, log, objective, step, prepared, trained, of_language_model, accelerator, watch)
+    training = _Training(settings, log, objective, step, prepared, trained, accelerator, watch)
     stages = stages_of(settings)
     state = _State(epoch=0, best_epoch=stages.index("joint"))
     if watch.resume_from is not None:
@@ -168,7 +168,6 @@ class _Training:
     step: Any
     optimizer: Any
     trained: Mapping[str, Tensor]
-    of_language_model: Mapping[str, Tensor]
     accelerator: Accelerator
     watch: KarmaWatch
 

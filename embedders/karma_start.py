@@ -87,41 +87,43 @@ def read_outs(
     network = objective.network
     device, was_training = network.towers.read_out_D.device, network.training
     network.eval()
-    states, means, choices = [], [], []
-    num_users = num_read_outs = 0
+    found: list[ReadOuts] = []
+    num_read_outs = 0
     for batch in batches:
-        found = objective.at_rest(KarmaBatch(*(torch.from_numpy(part).to(device) for part in batch)))
-        states.append(found.state_KD.to("cpu", torch.float16))
-        if found.mean_KF is not None:
-            means.append(found.mean_KF.to("cpu", torch.float16))
-        choices.append(Choices(*(part.cpu() for part in found.choices)))
-        choices[-1].owner_K.add_(num_users)
-        num_users += len(batch.history_BL)
-        num_read_outs += len(states[-1])
+        one = objective.at_rest(KarmaBatch(*(torch.from_numpy(part).to(device) for part in batch)))
+        found.append(
+            ReadOuts(
+                one.state_KD.to("cpu", torch.float16),
+                None if one.mean_KF is None else one.mean_KF.to("cpu", torch.float16),
+                Choices(*(part.cpu() for part in one.choices)),
+            )
+        )
+        num_read_outs += len(one.state_KD)
         if num_read_outs >= most:
             break
     network.train(was_training)
-    return ReadOuts(torch.cat(states), torch.cat(means) if means else None, _joined(choices))
+    return together(found)
 
 
 def together(found: Sequence[ReadOuts]) -> ReadOuts:
-    """Of several processes, each with users of its own."""
+    """Of several batches or processes, each with users of its own, all of whom have a read-out."""
     means = [one.mean_KF for one in found if one.mean_KF is not None]
     first = np.cumsum([0, *(int(one.choices.owner_K.max()) + 1 for one in found)])
+    widest = max(one.choices.exposed_KM.shape[1] for one in found)
     choices = [
-        one.choices._replace(owner_K=one.choices.owner_K + start)
+        one.choices._replace(
+            owner_K=one.choices.owner_K + start,
+            exposed_KM=functional.pad(
+                one.choices.exposed_KM, (0, widest - one.choices.exposed_KM.shape[1]), value=PADDING
+            ),
+        )
         for one, start in zip(found, first.tolist(), strict=False)
     ]
-    return ReadOuts(torch.cat([one.state_KD for one in found]), torch.cat(means) if means else None, _joined(choices))
-
-
-def _joined(choices: Sequence[Choices]) -> Choices:
-    widest = max(one.exposed_KM.shape[1] for one in choices)
-    filled = [
-        one._replace(exposed_KM=functional.pad(one.exposed_KM, (0, widest - one.exposed_KM.shape[1]), value=PADDING))
-        for one in choices
-    ]
-    return Choices(*(torch.cat(parts) for parts in zip(*filled, strict=True)))
+    return ReadOuts(
+        torch.cat([one.state_KD for one in found]),
+        torch.cat(means) if means else None,
+        Choices(*(torch.cat(parts) for parts in zip(*choices, strict=True))),
+    )
 
 
 def fit_heads(
