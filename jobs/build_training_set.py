@@ -22,11 +22,12 @@ from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt
 
 from feature_repo.table_schemas import (
     Impressions,
+    Queries,
     SplitWindows,
     TrainingExamples,
 )
 from jobs.feast_store import REFUSED_OFFLINE_STORES, open_store, quiet_feast, repo_digest
-from jobs.feature_tables import BY_NAME, FEATURE_TABLES, STEPS_TO_WRITE
+from jobs.feature_tables import BY_NAME, FEATURE_TABLES, OF_QUERIES, STEPS_TO_WRITE
 from jobs.known_then import Recheck
 from jobs.lake import Lake
 from jobs.late_vectors import VectorTable
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-READS: tuple[type[dy.Schema], ...] = (Impressions, *FEATURE_TABLES)
+READS: tuple[type[dy.Schema], ...] = (Impressions, Queries, *FEATURE_TABLES)
 WRITES: tuple[type[dy.Schema], ...] = (TrainingExamples, SplitWindows)
 
 
@@ -203,6 +204,10 @@ def _check_tables(lake: Lake, store: FeatureStore, plan: ServicePlan) -> None:
         for name in sorted(plan.tables & BY_NAME.keys())
         if not lake.exists(BY_NAME[name]) or lake.manifest(BY_NAME[name]).rows == 0
     }
+    of_queries = [name for name in states if BY_NAME[name] in OF_QUERIES]
+    if of_queries and lake.exists(Queries) and lake.manifest(Queries).rows == 0:
+        logger.warning("build_training_set: the log has no queries, so nothing is known of %s", ", ".join(of_queries))
+        states = {name: state for name, state in states.items() if name not in of_queries}
     if not states:
         return
     columns = Impressions.column_names()

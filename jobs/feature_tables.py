@@ -49,6 +49,9 @@ STEPS_TO_WRITE: dict[type[dy.Schema], tuple[str, ...]] = {
 
 FEATURE_TABLES = tuple(STEPS_TO_WRITE)
 
+OF_QUERIES = tuple(schema for schema, steps in STEPS_TO_WRITE.items() if "label_relevance" in steps)
+"""Empty, and rightly so, where the log has no queries: a service may have their features, all of them null."""
+
 BY_NAME = {table_name(schema): schema for schema in FEATURE_TABLES}
 """The tag `lake_table` of a feature view -> its table."""
 

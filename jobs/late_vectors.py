@@ -34,9 +34,11 @@ class VectorTable:
                 another width than its fingerprint says.
         """
         manifest = lake.manifest(schema)
-        check_same(of.fingerprint, manifest.fingerprint, f"build_training_set, {of.table} (run publish_features first)")
-        self.name, self.fingerprint = of.matrix, manifest.fingerprint
-        self._scratch, self._width = scratch, int(manifest.fingerprint["dimension"])
+        if manifest.rows:  # a table without vectors has none of another model
+            where = f"build_training_set, {of.table} (run publish_features first)"
+            check_same(of.fingerprint, manifest.fingerprint, where)
+        self.name, self.fingerprint = of.matrix, of.fingerprint
+        self._scratch, self._width = scratch, int(of.fingerprint["dimension"])
         ids = np.empty(manifest.rows, np.int64)
         vectors = self._open("all", manifest.rows)
         row = 0

@@ -198,6 +198,8 @@ class TableWriter:
                 sample=refused.head(NUM_SAMPLE_ROWS),
                 quarantine=quarantine,
             )
+        if not self._shards:  # whoever reads the folder's parquet files, Feast's stores too, finds the columns
+            self._shards.append(self._write_parquet(self.schema.create_empty(), "part-00000.parquet"))
         version = 1 + max((int(path.name) for path in (self._folder / "versions").glob("[0-9]*")), default=0)
         manifest = Manifest(
             table=self.table,

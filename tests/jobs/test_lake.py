@@ -217,6 +217,18 @@ def test_an_empty_table_can_be_written_and_read(lake: Lake):
     lake.write(Queries, Queries.create_empty())
     assert lake.read(Queries).is_empty()
     assert lake.read(Queries).schema == Queries.create_empty().schema
+    # so do Feast's stores, which know of the folder alone
+    of_folder = pl.read_parquet(lake.table_path(Queries) / "*.parquet")
+    assert of_folder.is_empty()
+    assert of_folder.schema == Queries.create_empty().schema
+
+
+def test_rows_can_be_added_to_an_empty_table(lake: Lake):
+    lake.write(Queries, Queries.create_empty())
+    with lake.writer(Queries, append=True) as writer:
+        writer.write_shard(pl.DataFrame({"query_id": ["q"], "query_text": ["brass lamp"]}))
+    assert lake.read(Queries).rows() == [("q", "brass lamp")]
+    assert lake.manifest(Queries).rows == 1
 
 
 def test_an_open_table_keeps_its_feature_columns_in_line_with_its_rows(lake: Lake):

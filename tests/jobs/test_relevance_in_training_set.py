@@ -14,6 +14,7 @@ from feature_repo.table_schemas import (
     Impressions,
     ItemRelevanceEmbeddings,
     ItemSegments,
+    Queries,
     QueryEmbeddings,
     QueryItemRelevance,
     RankerPredictions,
@@ -228,6 +229,31 @@ def test_a_log_without_any_query_has_no_relevance_and_is_good(built: Lake, tmp_p
     assert found["query_item_relevance"].dtype == found["relevance_on_demand"].dtype == pl.Float64
     assert found["item_num_clicks_7d"].equals(built.read(TrainingExamples)["item_num_clicks_7d"])
     assert lake.open_matrix("query_relevance").vectors.shape == (0, 8)
+
+
+@pytest.mark.parametrize("offline_store", ["asof", "duckdb"])
+def test_a_log_without_queries_never_had_relevance_and_can_be_joined_and_trained_on(
+    relevance_lake: Lake, tmp_path: Path, offline_store: str
+) -> None:
+    lake = copy_of(relevance_lake, tmp_path)
+    lake.write(Impressions, lake.read(Impressions).with_columns(pl.lit(None, pl.String).alias("query_id")))
+    for schema in (QueryEmbeddings, ItemRelevanceEmbeddings, QueryItemRelevance):
+        lake.write(schema, schema.create_empty())
+    publish_features.run(lake, publish_features.Config())
+    config = Config(services=SERVICES, offline_store=offline_store)
+    with pytest.raises(ValueError, match=r"ranker_relevance_v1 cannot be joined: .* no rows of item_relevance"):
+        build_training_set.run(lake, config)  # there are queries, so somebody forgot to run a step
+    lake.write(Queries, Queries.create_empty())
+    build_training_set.run(lake, config)
+    found = lake.read(TrainingExamples)
+    nothing = (*OF_THE_QUERY, "item_relevance_vector_id")
+    assert found.select(nothing).null_count().row(0) == (1440,) * 4
+    assert found["item_num_clicks_7d"].null_count() < 1440
+    for schema in (UserSegments, ItemSegments):
+        lake.write(schema, schema.create_empty())
+    rankers = ("relevance", "gbdt_relevance")
+    train_ranker.run(lake, train_ranker.Config(rankers=rankers, passes=1, evaluations_per_pass=1, num_rounds=5))
+    assert lake.read(RankerPredictions)["p_ctr"].is_between(0.0, 1.0).all()
 
 
 def test_a_score_of_another_pair_is_found_by_the_second_opinion(built: Lake, tmp_path: Path) -> None:
