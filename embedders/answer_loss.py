@@ -65,6 +65,10 @@ class AnswerLoss(nn.Module):
         opening_1P = torch.tensor([self.instruction], device=ids_BS.device)
         self.model(input_ids=opening_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(len(ids_BS))
+        num_answer = target_BA.shape[1]
+        # places by number, not as a slice: the states of a slice are no one piece of memory, and a CPU then multiplies
+        # by a copy of the vocabulary for every row
+        before_each_A = torch.arange(ids_BS.shape[1] - num_answer - 1, ids_BS.shape[1] - 1, device=ids_BS.device)
         whole_mask_B = torch.cat([mask_BS.new_ones(len(ids_BS), len(self.instruction)), mask_BS], dim=1)
         logits_BAV = self.model(
             input_ids=ids_BS,
@@ -72,8 +76,8 @@ class AnswerLoss(nn.Module):
             position_ids=(whole_mask_B.cumsum(dim=1) - 1)[:, len(self.instruction) :],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=target_BA.shape[1] + 1,
-        ).logits[:, :-1]
+            logits_to_keep=before_each_A,
+        ).logits
         return nn.functional.cross_entropy(
             logits_BAV.flatten(0, 1).float(), target_BA.flatten(), ignore_index=IGNORED, reduction="sum"
         )

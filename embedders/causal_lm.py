@@ -190,7 +190,7 @@ class GrowingRows:
             position_ids=position_BL,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=torch.tensor([longest - 1], device=device),  # by number: see `embedders.answer_loss`
         )
         fresh_BV = out.logits[:, -1].float()
         if self.logits_BV.numel() and min(lengths) == 0:

@@ -1,8 +1,9 @@
 """Training of KARMA: a language model learns what users want next, and to keep it sayable (arXiv 2603.22779).
 
-    stage 0   warm-up   what is new beside the language model learns to be read by it, from L_gen alone       (optional)
-    stage 1   heads     W_h and the item tower learn from its states at rest, by L_act alone   (`embedders.karma_start`)
-    stage 2   joint     L = L_act + lambda (L_gen + L_recon + L_img), everything
+    titles    the language model learns to read items and to say their titles       (optional, `embedders.karma_titles`)
+    warm-up   what is new beside the language model learns to be read by it, from L_gen alone                 (optional)
+    heads     W_h and the item tower learn from its states at rest, by L_act alone            (`embedders.karma_start`)
+    joint     L = L_act + lambda (L_gen + L_recon + L_img), everything
 
 What we keep: the joint loss; a frozen language model and action alone are the comparisons. Ours [NF->P], because the
 paper's schedule, rates and sizes could not be read: the stages, their rates, several read-outs of a window
@@ -15,7 +16,6 @@ Everything drawn is a function of (seed, epoch, process): a run that goes on fro
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,12 @@ from embedders.karma_checks import check_catalogue, check_dtype, check_finite
 from embedders.karma_curve import (
     UNTOUCHED_EPOCH,
     EpochMeans,
-    Halves,
     KarmaEpochRow,
     KarmaLosses,
     KarmaValidation,
     KarmaWatch,
     Stage,
+    StageProgress,
 )
 from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
 from embedders.karma_losses import ImageFlow
@@ -44,6 +44,7 @@ from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch
 from embedders.karma_settings import Image, KarmaSettings
 from embedders.karma_start import HEADS, MOST_READ_OUTS, fit_heads, read_outs, spread, together
+from embedders.karma_titles import fit_titles
 from embedders.trained_weights import copied, put_back
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma", "stages_of"]
@@ -51,7 +52,7 @@ __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "Kar
 
 @dataclass
 class _State:
-    """Where a fit is, beside the weights. The best epoch is one of stage 2."""
+    """Where a fit is, beside the weights. The best epoch is one of the joint stage."""
 
     epoch: int
     best_epoch: int
@@ -126,9 +127,9 @@ def fit_karma(
 
     while state.epoch < len(stages) and state.epoch - state.best_epoch <= settings.patience:
         started, stage = stopwatch(), stages[state.epoch]
-        _let_learn(of_language_model, stage == "joint" and not settings.frozen_language_model)
+        _let_learn(of_language_model, stage in ("titles", "joint") and not settings.frozen_language_model)
         torch.manual_seed(training.seed(state.epoch))
-        losses = training.heads(state.epoch) if stage == "heads" else training.epoch(state.epoch, stages)
+        losses = training.stage(state.epoch, stages)
         network.eval()
         validation = KarmaValidation() if validate is None else _validated(validate)
         recall = validation.recall
@@ -151,11 +152,12 @@ def fit_karma(
 
 
 def stages_of(settings: KarmaSettings) -> list[Stage]:
-    """Of each epoch; the heads' stage reads the users once, so it is told as one epoch."""
+    """Of each epoch; titles, and heads over states that are read once, are told as one epoch each."""
+    titles: list[Stage] = ["titles"] if settings.title_epochs else []
     warm_up: list[Stage] = ["warm_up"] * settings.warm_up_epochs
     heads: list[Stage] = ["heads"] if settings.head_epochs else []
     joint: list[Stage] = ["joint"] * settings.epochs
-    return warm_up + heads + joint
+    return titles + warm_up + heads + joint
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,25 @@ class _Training:
         """Of what is drawn in the passes of an epoch: dropout, the flow's noise."""
         of_this_process = np.random.SeedSequence((self.settings.seed, epoch, self.accelerator.process_index))
         return int(of_this_process.generate_state(1)[0])
+
+    def stage(self, epoch: int, stages: Sequence[Stage]) -> KarmaLosses:
+        """An epoch, as its stage has it."""
+        if stages[epoch] == "titles":
+            return self.titles(epoch)
+        return self.heads(epoch) if stages[epoch] == "heads" else self.epoch(epoch, stages)
+
+    def titles(self, epoch: int) -> KarmaLosses:
+        """By every process alike, so that none waits; then users and items, who are read anew, are spread anew."""
+        network, settings, log = self.objective.network, self.settings, self.log
+        progress = StageProgress(len(self._passes("titles").users), self.watch.on_users)
+        seed = int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
+        loss = fit_titles(
+            self.objective, self.trained, log.titles, settings, epoch=epoch, seed=seed, on_step=progress.done
+        )
+        spread(network, log, settings.seed)
+        self._told_by_the_first("")  # a last digit may differ
+        (loss,) = broadcast_object_list([loss])
+        return KarmaLosses(train=loss)
 
     def epoch(self, epoch: int, stages: Sequence[Stage]) -> KarmaLosses:
         """One pass over the users with a step a batch."""
@@ -205,20 +226,30 @@ class _Training:
         """By the first process, from states that all of them read; the others are told what it learnt."""
         passes, loss = self._passes("heads"), 0.0
         most = MOST_READ_OUTS // self.accelerator.num_processes
-        users = Halves(len(passes.users), self.watch.on_users)
-        mine = read_outs(self.objective, users.first(self._batches(passes, epoch)), most)
+        progress = StageProgress(len(passes.users), self.watch.on_users)
+        mine = read_outs(self.objective, progress.while_read(self._batches(passes, epoch)), most)
         found = together(gather_object([mine]))
         if self.accelerator.is_main_process:
-            of_epoch = partial(users.second, self.settings.head_epochs)
+            total = self.settings.head_epochs
             seed = self.seed(epoch)
             loss = fit_heads(
-                self.objective, found, passes.sample, self.settings, epoch=epoch, seed=seed, on_epoch=of_epoch
+                self.objective,
+                found,
+                passes.sample,
+                self.settings,
+                epoch=epoch,
+                seed=seed,
+                on_epoch=lambda number: progress.after_reading(number + 1, total),
             )
-        for name, weight in self.trained.items():
-            if name.startswith(HEADS):
-                broadcast(weight.data, from_process=0)
+        self._told_by_the_first(HEADS)
         (loss,) = broadcast_object_list([loss])
         return KarmaLosses(train=loss, action=loss)
+
+    def _told_by_the_first(self, names: str | tuple[str, ...]) -> None:
+        """Weights whose names begin so become those of the first process."""
+        for name, weight in self.trained.items():
+            if name.startswith(names):
+                broadcast(weight.data, from_process=0)
 
     def _batches(self, passes: KarmaPasses, epoch: int) -> Iterator[KarmaBatch[NDArray[Any]]]:
         return passes.batches(epoch, self.accelerator.process_index, self.accelerator.num_processes)

@@ -198,20 +198,24 @@ class KarmaNetwork(nn.Module):
             users_Md: h of M read-outs.
             titles: tokens of their targets' titles, M.
         """
+        return self.said_after(self.prefix(users_Md), titles)
+
+    def said_after(self, prefix_MD: Tensor, titles: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """States [T, D] that predict the words [T] of M titles, each with one token before it and nothing else."""
         words = [[*title, *self.end] for title in titles]
         ids_ML = torch.zeros((len(titles), max(map(len, titles), default=0)), dtype=torch.int64)
         for row, title in enumerate(titles):
             ids_ML[row, : len(title)] = torch.tensor(title, dtype=torch.int64)
-        ids_ML = ids_ML.to(users_Md.device)
+        ids_ML = ids_ML.to(prefix_MD.device)
         embedded_MLD = self.towers.language_model.get_input_embeddings()(ids_ML)
-        prefix_M1D = self.prefix(users_Md).unsqueeze(1).to(embedded_MLD.dtype)
+        prefix_M1D = prefix_MD.unsqueeze(1).to(embedded_MLD.dtype)
         # padding stands on the right, so the causal mask hides it from every word
         states_MLD = self.towers.language_model(
             inputs_embeds=torch.cat([prefix_M1D, embedded_MLD], dim=1), use_cache=False
         ).last_hidden_state
         row_T = [row for row, each in enumerate(words) for _ in each]
         place_T = [place for each in words for place in range(len(each))]
-        words_T = torch.tensor([word for each in words for word in each], dtype=torch.int64, device=users_Md.device)
+        words_T = torch.tensor([word for each in words for word in each], dtype=torch.int64, device=prefix_MD.device)
         return states_MLD[row_T, place_T], words_T
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedders.karma_packing import KarmaBatch
 
-Stage = Literal["untouched", "warm_up", "heads", "joint"]
+Stage = Literal["untouched", "titles", "warm_up", "heads", "joint"]
 
 UNTOUCHED_EPOCH = -1
 """Of the row that says what the network was before any step."""
@@ -101,24 +101,28 @@ class EpochMeans:
         return KarmaLosses(*(total / count if count else None for total, count in zip(totals, counts, strict=True)))
 
 
-class Halves:
-    """Progress of the heads' stage: the first half of the users while states are read, the rest while heads learn."""
+class StageProgress:
+    """A stage that reads the users not at all, or once and then goes on by itself, told as one pass over them."""
 
     def __init__(self, num_users: int, tell: Callable[[int], None]) -> None:
         self.num_users, self.tell, self.told = num_users, tell, 0
 
-    def first(self, batches: Iterator[KarmaBatch[NDArray[Any]]]) -> Iterator[KarmaBatch[NDArray[Any]]]:
-        """The batches as they are."""
+    def while_read(self, batches: Iterator[KarmaBatch[NDArray[Any]]]) -> Iterator[KarmaBatch[NDArray[Any]]]:
+        """The batches as they are: the first half of the stage."""
         seen = 0
         for batch in batches:
             yield batch
             seen += len(batch.history_BL)
             self._up_to(seen // 2)
 
-    def second(self, num_epochs: int, number: int) -> None:
-        """An epoch of the heads is over."""
+    def after_reading(self, done: int, total: int) -> None:
+        """So much of the second half is done."""
         half = self.num_users // 2
-        self._up_to(half + (self.num_users - half) * (number + 1) // num_epochs)
+        self._up_to(half + (self.num_users - half) * done // total)
+
+    def done(self, done: int, total: int) -> None:
+        """So much of a stage that reads no users is done."""
+        self._up_to(self.num_users * done // total)
 
     def _up_to(self, users: int) -> None:
         self.tell(users - self.told)

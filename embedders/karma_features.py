@@ -3,6 +3,8 @@
 Letters: N items, C text width, V image width, F = C + V.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -43,6 +45,9 @@ class FrozenFeatures(nn.Module):
 
 class StandardFeatures(nn.Module):
     """Each coordinate with mean 0 and standard deviation 1 [NF->P]; a learnt vector stands for a missing picture.
+
+    Text and picture weigh alike: a picture's coordinates are made smaller where it has more of them. At deviation 1
+    the 1,280 of EfficientNet beside 384 of MiniLM would be three quarters of what every layer reads first.
 
     Args:
         frozen: the catalogue's vectors. A model with pictures may be given a catalogue without any, not the reverse.
@@ -89,5 +94,10 @@ class StandardFeatures(nn.Module):
             return torch.cat([content, self.no_image_V.expand(*rows.shape, -1)], dim=-1)
         image = self.frozen.image(rows)
         has_one = image.abs().sum(dim=-1, keepdim=True) > 0
-        standard = (image - self.image_mean_V) * self.image_scale_V
+        standard = (image - self.image_mean_V) * self.image_scale_V * self._image_weight
         return torch.cat([content, torch.where(has_one, standard, self.no_image_V)], dim=-1)
+
+    @property
+    def _image_weight(self) -> float:
+        """With it a picture's coordinates have together the variance that the text's have."""
+        return math.sqrt(self.content_mean_C.numel() / self.image_mean_V.numel())

@@ -38,20 +38,24 @@ class KarmaSettings:
     others do; those of the catalogue teach what is wanted at all, and with both less is found."""
     query_share: float = 0.5
     """Of the read-outs with a query, how many see it: the vector must also be good without one."""
+    title_epochs: int = 0
+    """Of the stage in which titles are said from items' own tokens; 0: there is none."""
+    title_rate: float = 5e-4
+    """Of that stage, at its peak: of the language model, too, unless it is frozen."""
     warm_up_epochs: int = 0
-    """Epochs of stage 0, before all others; by L_gen, whatever `generation` says of stage 2."""
+    """Of the warm-up; by L_gen, whatever `generation` says of the joint stage."""
     head_epochs: int = 20
-    """Of stage 1, over states of the language model at rest; 0: there is none."""
+    """Of the heads' stage, over states of the language model at rest; 0: there is none."""
     epochs: int = 3
-    """Most passes over the users in stage 2."""
+    """Most passes over the users in the joint stage."""
     patience: int = 1
-    """Validations of stage 2 without a better one before training stops."""
+    """Validations of the joint stage without a better one before training stops."""
     batch_size: int = 16
     """Users a step, of all processes together; the batch's negatives are those of one process."""
     head_dropout: float = 0.3
-    """Of stage 1: share of each state that is left out of a step."""
+    """Of the heads' stage: share of each state that is left out of a step."""
     head_rate: float = 3e-3
-    """Of stage 1, at its peak."""
+    """Of the heads' stage, at its peak."""
     learning_rate: float = 3e-4
     """Of what is new beside the language model, at its peak."""
     language_model_rate: float = 1e-4

@@ -111,6 +111,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
     the catalogue all alike, and with both less was found (DECISIONS.md)."""
     query_share: float = Field(0.5, ge=0.0, le=1.0)
     """Of the read-outs with a query, how many see it: vectors of midnights have none."""
+    title_epochs: NonNegativeInt = 0
+    """Passes over the catalogue, before all else, in which the language model learns to read items and to say their
+    titles [NF->P]; of a large catalogue 20,000 titles each. The first blocks of a language model cannot speak yet."""
+    title_rate: PositiveFloat = 5e-4
+    """Of these, at its peak."""
     warm_up_epochs: NonNegativeInt = 0
     """Epochs before the others in which only what is new beside the language model learns, from L_gen."""
     head_epochs: NonNegativeInt = 20

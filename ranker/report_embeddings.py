@@ -23,7 +23,8 @@ SAID = {
 """What a chart means, by a column that it shows."""
 
 STAGES = {
-    "warm_up": "first only the adapters learn, to tell the next item's title from the history",
+    "titles": "first the language model learns to read items, and to say their titles",
+    "warm_up": "only the adapters learn, to tell the next item's title from the history",
     "heads": "only the heads learn, from what the language model says at rest",
 }
 """What happens before everything learns, in this order."""

@@ -80,8 +80,9 @@ class KarmaCurves(dy.Schema):
     """
 
     epoch = dy.Int32(primary_key=True, min=-1)
-    # warm_up: adapters alone, by L_gen; heads: what is beside the language model, by L_act on its states at rest
-    stage = dy.Enum(["untouched", "warm_up", "heads", "joint"], nullable=False)
+    # titles: said from items' own tokens; warm_up: adapters alone, by L_gen; heads: what is beside the language model,
+    # by L_act on its states at rest
+    stage = dy.Enum(["untouched", "titles", "warm_up", "heads", "joint"], nullable=False)
     train_loss = dy.Float64(nullable=True)
     action_loss = dy.Float64(nullable=True)
     generation_loss = dy.Float64(nullable=True)

@@ -120,6 +120,11 @@ def variants() -> dict[str, Variant]:
         "action only, pictures": Variant(action, pictures=True),
         "action + gen + recon, pictures": Variant(both, pictures=True),
         "action + gen + recon + img, pictures": Variant(replace(both, image="vector"), pictures=True),
+        "action only, pictures, residual": Variant(action, residual=True, pictures=True),
+        "action + gen + recon, pictures, residual": Variant(both, residual=True, pictures=True),
+        "action + gen + recon + img, pictures, residual": Variant(
+            replace(both, image="vector"), residual=True, pictures=True
+        ),
         "LEARN, next item": Variant(None),
         "LEARN, next item, residual": Variant(None, residual=True),
     }
@@ -282,6 +287,8 @@ class KarmaRun:
             catalogue_negatives=arguments.catalogue_negatives,
             in_batch_weight=arguments.in_batch_weight,
             head_epochs=arguments.head_epochs,
+            title_epochs=arguments.title_epochs,
+            title_rate=arguments.title_rate,
             read_outs=arguments.read_outs,
             decodability=self.variant.settings.decodability and arguments.decodability,
             learning_rate=arguments.learning_rate,
@@ -464,6 +471,8 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--test-users", type=int, default=3000)
     runs.add_argument("--epochs", type=int, default=4)
     runs.add_argument("--head-epochs", type=int, default=20, help="over states of the language model at rest")
+    runs.add_argument("--title-epochs", type=int, default=0, help="in which titles are said from items' own tokens")
+    runs.add_argument("--title-rate", type=float, default=5e-4)
     runs.add_argument("--catalogue-negatives", type=int, default=1024, help="that all read-outs of a step share")
     runs.add_argument("--in-batch-weight", type=float, default=0.0, help="of the batch's negatives")
     runs.add_argument("--decodability", type=float, default=0.5, help="lambda, where anything is decoded")

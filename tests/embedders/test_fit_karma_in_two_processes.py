@@ -28,7 +28,7 @@ from embedders.fit_karma import KarmaValidation, fit_karma
 
 folder, process = Path(sys.argv[1]), int(os.environ["RANK"])
 network, log, settings = pickle.loads((folder / "given").read_bytes())
-recalls = iter([0.1, 0.1, 0.2, 0.5, 0.4 + 0.2 * process, 0.3, 0.3])  # the second would go on for an epoch more
+recalls = iter([0.1, 0.1, 0.1, 0.2, 0.5, 0.4 + 0.2 * process, 0.3, 0.3])  # the second would go on for an epoch more
 curve = fit_karma(network, log, settings, validate=lambda: KarmaValidation(recall=next(recalls)))
 weights = {name: weight.detach().numpy() for name, weight in network.named_parameters()}
 rows = [row._replace(seconds=0.0) for row in curve]
@@ -40,14 +40,15 @@ rows = [row._replace(seconds=0.0) for row in curve]
 def test_both_end_with_one_model_and_stop_when_the_first_one_says(
     make_lm: Callable[..., CausalLM], tmp_path: Path
 ) -> None:
-    """With a warm-up and heads that one of them trains; without pictures: not every weight always has a gradient."""
+    """With every stage; without pictures: not every weight always has a gradient."""
     rng = np.random.default_rng(0)
     content_NC = rng.standard_normal((20, 8)).astype(np.float32)
     lists = [rng.integers(0, 20, rng.integers(3, 7)).tolist() for _ in range(13)]
     log = KarmaLog(Sequences.of_lists(lists), [[110 + item] for item in range(20)])
     network = KarmaNetwork(make_lm(), FrozenFeatures(content_NC), KarmaShape(output_dim=8, item_hidden=16))
     network.towers.instruction = network.towers.instruction[:2]
-    settings = KarmaSettings(epochs=4, patience=1, batch_size=6, read_outs=2, warm_up_epochs=1, precision="float32")
+    stages = {"title_epochs": 1, "warm_up_epochs": 1}
+    settings = KarmaSettings(epochs=4, patience=1, batch_size=6, read_outs=2, precision="float32", **stages)
     (tmp_path / "given").write_bytes(pickle.dumps((network, log, settings)))
     (tmp_path / "one_process.py").write_text(ONE_PROCESS)
     launched = subprocess.run(
@@ -62,9 +63,9 @@ def test_both_end_with_one_model_and_stop_when_the_first_one_says(
         pickle.loads((tmp_path / f"found_{process}").read_bytes()) for process in (0, 1)
     )
     assert curve == other_curve
-    assert [row.validation_recall for row in curve] == [0.1, 0.1, 0.2, 0.5, 0.4]
-    assert [row.stage for row in curve] == ["untouched", "warm_up", "heads", "joint", "joint"]
-    assert [row.epoch for row in curve if row.is_best] == [2]
+    assert [row.validation_recall for row in curve] == [0.1, 0.1, 0.1, 0.2, 0.5, 0.4]
+    assert [row.stage for row in curve] == ["untouched", "titles", "warm_up", "heads", "joint", "joint"]
+    assert [row.epoch for row in curve if row.is_best] == [3]
     before = dict(network.named_parameters())
     assert weights.keys() == other_weights.keys() == before.keys()
     for name, weight in weights.items():

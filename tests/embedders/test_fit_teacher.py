@@ -11,7 +11,7 @@ import torch
 from embedders.answer_form import AnswerForm
 from embedders.answer_loss import IGNORED, AnswerLoss, TeacherExample, answer_batch, token_rows
 from embedders.built_chains import built_chain
-from embedders.causal_lm import CausalLM
+from embedders.causal_lm import CausalLM, GrowingRows
 from embedders.ellm_rele import RelevanceTeacher
 from embedders.fit_teacher import TeacherEpochRow, TeacherSettings, TeacherWatch, fit_teacher
 from embedders.relevance_prompts import QueryItem, prompt
@@ -112,6 +112,21 @@ def test_only_the_tokens_of_answers_carry_loss(make_lm: Callable[..., CausalLM])
     torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-4)
     for gradient, other in zip(gradients, torch.autograd.grad(by_hand, list(lm.model.parameters())), strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=2e-3)
+
+
+def test_the_vocabulary_is_multiplied_by_one_piece_of_memory(make_lm: Callable[..., CausalLM]):
+    """By a slice of the states a CPU multiplies a copy of the vocabulary for every row: most of a step's time."""
+    lm = make_lm()
+    form = AnswerForm(lm)
+    rows = token_rows(form, twenty()[:4])
+    seen: list[bool] = []
+    lm.model.get_output_embeddings().register_forward_pre_hook(
+        lambda layer, given: seen.append(given[0].is_contiguous())
+    )
+    AnswerLoss(lm.model, form.instruction())(*answer_batch(rows, ON))
+    GrowingRows.prefix(lm, [5, 9, 12]).repeated(3).feed([[3, 4, 5], [6], [7, 8]])
+    assert len(seen) == 4
+    assert all(seen)
 
 
 def test_the_label_cannot_be_seen_from_where_it_is_predicted(make_lm: Callable[..., CausalLM]):

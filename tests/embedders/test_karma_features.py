@@ -12,12 +12,13 @@ CONTENT_NC = (RNG.normal(size=(30, 4)) * [1.0, 0.1, 3.0, 0.01] + 5.0).astype(np.
 IMAGE_NV = RNG.normal(size=(30, 3)).astype(np.float32)
 
 
-def test_each_coordinate_has_mean_0_and_deviation_1() -> None:
+def test_each_coordinate_has_mean_0_and_a_picture_weighs_as_much_as_a_text() -> None:
     features = StandardFeatures(FrozenFeatures(CONTENT_NC, IMAGE_NV))
     features.fit(CONTENT_NC, IMAGE_NV)
     found = features(torch.arange(30)).detach().numpy()
     np.testing.assert_allclose(found.mean(axis=0), 0.0, atol=1e-3)
-    np.testing.assert_allclose(found.std(axis=0), 1.0, atol=1e-3)
+    np.testing.assert_allclose(found[:, :4].std(axis=0), 1.0, atol=1e-3)
+    np.testing.assert_allclose(found[:, 4:].var(axis=0), 4.0 / 3.0, atol=1e-2)  # three of them weigh as four
 
 
 @pytest.mark.parametrize("sample", [IMAGE_NV[:1], IMAGE_NV[[4, 4, 4]]], ids=["one picture", "the same placeholder"])
@@ -26,7 +27,7 @@ def test_pictures_that_come_later_are_as_large_as_they_are(sample: NDArray[np.fl
     features = StandardFeatures(FrozenFeatures(CONTENT_NC, IMAGE_NV))
     features.fit(CONTENT_NC, sample)
     found = features(torch.arange(30))[:, 4:].detach().numpy()
-    np.testing.assert_allclose(found, IMAGE_NV - sample[0], atol=1e-6)
+    np.testing.assert_allclose(found, (IMAGE_NV - sample[0]) * np.sqrt(4.0 / 3.0), atol=1e-6)
 
 
 def test_an_item_without_a_picture_has_the_learnt_vector() -> None:

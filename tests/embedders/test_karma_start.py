@@ -171,22 +171,22 @@ def test_an_item_that_was_not_yet_there_teaches_nobody(make_network: Callable[..
     assert objective.action(users_Kd, by_then, torch.cat([early, with_later])).item() != pytest.approx(alone.item())
 
 
-def test_the_stage_is_one_epoch_of_the_curve_and_a_killed_run_goes_on_after_it(
+def test_each_of_the_first_stages_is_one_epoch_of_the_curve_and_a_killed_run_goes_on_after_it(
     make_network: Callable[..., KarmaNetwork],
 ) -> None:
-    settings = replace(SETTINGS, head_epochs=3, warm_up_epochs=1, read_outs=2)
+    settings = replace(SETTINGS, head_epochs=3, title_epochs=2, warm_up_epochs=1, read_outs=2)
     kept: list[dict[str, Any]] = []
     users: list[int] = []
     whole = make_network()
     watch = KarmaWatch(on_checkpoint=kept.append, on_users=users.append)
     curve = fit_karma(whole, world(24), settings, watch=watch, stopwatch=lambda: 0.0)
-    assert [row.stage for row in curve] == ["warm_up", "heads", "joint"]
-    assert sum(users) == 3 * 24
-    heads = curve[1]
+    assert [row.stage for row in curve] == ["titles", "warm_up", "heads", "joint"]
+    assert sum(users) == 4 * 24
+    heads = curve[2]
     assert heads.action_loss == heads.train_loss is not None
     assert heads.generation_loss is None
-    assert [row.is_best for row in curve] == [False, False, True]
-    for checkpoint in kept[:2]:
+    assert [row.is_best for row in curve] == [False, False, False, True]
+    for checkpoint in kept[:3]:
         resumed = make_network()
         watch = KarmaWatch(resume_from=checkpoint)
         assert fit_karma(resumed, world(24), settings, watch=watch, stopwatch=lambda: 0.0) == curve

@@ -331,6 +331,7 @@ def test_the_language_models_files_count_beside_its_name(trained: Lake, language
         {"action": "infonce", "decodability": 0.0},
         {"image": "vector", "warm_up_epochs": 1},
         {"head_epochs": 0},
+        {"title_epochs": 2, "title_rate": 1e-3},
         {"residual": False, "frozen_language_model": True},
         {"exposed": 0, "query_share": 0.0},
     ],
@@ -349,7 +350,8 @@ def test_changed_settings_train_another_model(
     last = trained.read(KarmaCurves).row(-1, named=True)
     assert (last["generation_loss"] is None) == ("decodability" in change)
     assert (last["image_loss"] is not None) == ("image" in change)
-    assert last["epoch"] == change.get("warm_up_epochs", 0) + (change.get("head_epochs", 1) > 0)
+    first_stages = change.get("warm_up_epochs", 0) + (change.get("head_epochs", 1) > 0) + ("title_epochs" in change)
+    assert last["epoch"] == first_stages
 
 
 class PowerCut(BaseException):
