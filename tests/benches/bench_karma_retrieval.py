@@ -416,32 +416,45 @@ def table(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {len(of_seeds)} | {' | '.join(cells)} | {paired} |")
 
 
-MEASURES = (
-    "validation_recall",
-    "title_similarity",
-    "effective_rank",
-    "top1_mass",
-    "share_of_sink_heads",
-    "title_perplexity",
-)
+MEASURES = {
+    "validation_recall": "R@200, held out",
+    "title_similarity": "JS@50: words shared with the title wanted",
+    "effective_rank": "directions of user vectors (effective rank)",
+    "top1_mass": "attention on the heaviest position",
+    "share_of_sink_heads": "share of heads with a sink",
+    "title_perplexity": "perplexity of titles",
+}
 
 
 def curves(arguments: argparse.Namespace) -> None:
-    """Each measure through training, a line a variant: mean over seeds, the untouched model at epoch 0."""
+    """Each measure through training, a line a variant: mean over seeds, each seed a faint line beside it."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
-    for axis, measure in zip(axes.flat, MEASURES, strict=True):
-        for name, of_seeds in opened(arguments.runs).items():
-            rows = [json.loads(str(one["described"]))["curve"] for one in of_seeds]
-            if rows[0]:
-                lines = np.array([[row[measure] for row in curve] for curve in rows], np.float64)
-                axis.plot(np.arange(lines.shape[1]), lines.mean(axis=0), marker="o", label=name)
-        axis.set_title(measure.replace("_", " "))
-        axis.set_xlabel("epochs")
-    axes[1, 2].set_yscale("log")
-    axes[0, 0].legend(fontsize=7)
-    figure.savefig(arguments.out, dpi=120)
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    for axis, (measure, title) in zip(axes.flat, MEASURES.items(), strict=True):
+        trained = {
+            name: [json.loads(str(one["described"]))["curve"] for one in of_seeds]
+            for name, of_seeds in opened(arguments.runs).items()
+        }
+        for colour, (name, of_seeds) in enumerate((name, rows) for name, rows in trained.items() if rows[0]):
+            lines = np.array([[row[measure] for row in curve] for curve in of_seeds], np.float64)
+            places = np.arange(lines.shape[1])
+            axis.plot(places, lines.T, color=f"C{colour}", alpha=0.25, linewidth=0.8)
+            axis.plot(places, lines.mean(axis=0), color=f"C{colour}", marker="o", markersize=4, label=name)
+            stages = [row["stage"] for row in of_seeds[0]]
+        joint = np.cumsum([stage == "joint" for stage in stages])
+        names = [f"joint {n}" if stage == "joint" else stage for stage, n in zip(stages, joint, strict=True)]
+        axis.set_xticks(np.arange(len(names)), names)
+        axis.set_title(title, fontsize=10)
+        if measure == "title_perplexity":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0.0)
+        axis.grid(axis="y", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.savefig(arguments.out, dpi=100)
 
 
 @pytest.mark.bench
@@ -455,6 +468,8 @@ def test_a_small_run(tmp_path: Path) -> None:
     words += ["--layers", "1", "--train-users", "64", "--test-users", "50"]
     main([*words, "--exactly", "action only", "action + gen + recon", "LEARN, next item"])
     main(["table", str(tmp_path / "industrial")])
+    main(["curves", str(tmp_path / "industrial"), "--out", str(tmp_path / "collapse.png")])
+    assert (tmp_path / "collapse.png").stat().st_size > 10_000
 
 
 def main(words: Sequence[str] | None = None) -> None:
