@@ -96,8 +96,8 @@ def fit_karma(
     torch.manual_seed(settings.seed)  # of the flow's first weights
     if settings.image != "off":
         network.image_flow = _image_flow(network, settings.image)
-    # a term that is off, and in stage 0 all but one, leave weights without a gradient: data-parallel training is told
-    # of it; and no buffer here ever changes, so none needs to be sent round
+    # a term that is off, and in the warm-up all but one, leave weights without a gradient: data-parallel training is
+    # told of it; and no buffer here ever changes, so none needs to be sent round
     data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(kwargs_handlers=[data_parallel])
     objective = _objective(network, log, settings, accelerator.device)
@@ -273,9 +273,8 @@ def _let_learn(weights: Mapping[str, Tensor], whether: bool) -> None:
 
 
 def _image_flow(network: KarmaNetwork, image: Image) -> ImageFlow:
-    features = network.towers.features
     width = network.output_embeddings().shape[1] if image == "history" else network.shape.output_dim
-    return ImageFlow(features.image_mean_V, features.image_scale_V, width)
+    return ImageFlow(*network.towers.features.to_standard_images(), width)
 
 
 def _objective(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, device: torch.device) -> KarmaObjective:

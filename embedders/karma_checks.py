@@ -49,7 +49,7 @@ def check_finite(loss: Tensor, terms: Mapping[str, Tensor], epoch: int, settings
         parts = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
         raise ValueError(
             f"fit_karma: the training loss became {value} in epoch {epoch} (seed {settings.seed}; {parts}). "
-            f"Expected a finite number: lower head_rate (now {settings.head_rate}), learning_rate (now "
-            f"{settings.learning_rate}) or language_model_rate (now {settings.language_model_rate}), choose precision "
-            "= 'float32', or look for NaN in the frozen vectors."
+            f"Expected a finite number: lower the rate of that stage (title_rate {settings.title_rate}, head_rate "
+            f"{settings.head_rate}, learning_rate {settings.learning_rate}, language_model_rate "
+            f"{settings.language_model_rate}), choose precision = 'float32', or look for NaN in the frozen vectors."
         )

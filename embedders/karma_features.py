@@ -44,10 +44,10 @@ class FrozenFeatures(nn.Module):
 
 
 class StandardFeatures(nn.Module):
-    """Each coordinate with mean 0 and standard deviation 1 [NF->P]; a learnt vector stands for a missing picture.
+    """Each coordinate with mean 0, all of one deviation [NF->P]; a learnt vector stands for a missing picture.
 
-    Text and picture weigh alike: a picture's coordinates are made smaller where it has more of them. At deviation 1
-    the 1,280 of EfficientNet beside 384 of MiniLM would be three quarters of what every layer reads first.
+    That of a text's coordinates is 1, that of a picture's sqrt(C / V), so that both weigh alike: at 1, the 1,280 of
+    EfficientNet beside 384 of MiniLM would be three quarters of what every layer reads first.
 
     Args:
         frozen: the catalogue's vectors. A model with pictures may be given a catalogue without any, not the reverse.
@@ -83,7 +83,16 @@ class StandardFeatures(nn.Module):
         device = self.content_mean_C.device
         self.content_mean_C, self.content_scale_C = (part.to(device) for part in mean_and_scale(content_NC))
         if image_MV is not None and len(image_MV):
-            self.image_mean_V, self.image_scale_V = (part.to(device) for part in mean_and_scale(image_MV))
+            mean_V, scale_V = mean_and_scale(image_MV)
+            self.image_mean_V, self.image_scale_V = mean_V.to(device), (scale_V * self._image_weight).to(device)
+
+    def to_standard_images(self) -> tuple[Tensor, Tensor]:
+        """Mean and factor [V] that give pictures a deviation of 1, whatever they weigh beside a text."""
+        return self.image_mean_V, self.image_scale_V / self._image_weight
+
+    @property
+    def _image_weight(self) -> float:
+        return math.sqrt(self.content_mean_C.numel() / self.image_mean_V.numel())
 
     def forward(self, rows: Tensor) -> Tensor:
         """`rows` of any shape, int64, all valid; gives [..., F] float32."""
@@ -94,10 +103,5 @@ class StandardFeatures(nn.Module):
             return torch.cat([content, self.no_image_V.expand(*rows.shape, -1)], dim=-1)
         image = self.frozen.image(rows)
         has_one = image.abs().sum(dim=-1, keepdim=True) > 0
-        standard = (image - self.image_mean_V) * self.image_scale_V * self._image_weight
+        standard = (image - self.image_mean_V) * self.image_scale_V
         return torch.cat([content, torch.where(has_one, standard, self.no_image_V)], dim=-1)
-
-    @property
-    def _image_weight(self) -> float:
-        """With it a picture's coordinates have together the variance that the text's have."""
-        return math.sqrt(self.content_mean_C.numel() / self.image_mean_V.numel())

@@ -17,7 +17,7 @@ class KarmaSettings:
     """Of the cosines in L_act; None: the raw dot product of unit vectors. LEARN's 20 is too much for a mean over pairs:
     of what is as yet undecided it teaches to tell nothing apart."""
     decodability: float = 0.5
-    """lambda, of all that is decoded; 0: action alone, and nothing is decoded."""
+    """lambda, of all that is decoded; 0: action alone, and users' vectors decode nothing."""
     generation: bool = True
     """L_gen: the target's title, with the history in sight."""
     reconstruction: bool = True

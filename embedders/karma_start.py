@@ -1,7 +1,7 @@
 """How KARMA's towers start: spread out, then their heads learn from states that the language model gives once [NF->P].
 
     spread   users and items of a sample around the origin                          (`KarmaTowers.spread`)
-    states   one pass of the untouched language model over the users, no gradient: the state at each [INT]
+    states   one pass of the language model over the users as it is, no gradient: the state at each [INT]
     heads    many epochs over these states by L_act alone: W_h, the item tower, the projection of `residual`
 
 A step of the language model takes seconds, so there are few; a step of the heads takes milliseconds. Without this stage

@@ -50,7 +50,7 @@ def fit_titles(
         titles: tokens of each catalogue row's title; an empty one teaches nothing.
         settings: `title_epochs`, `title_rate`.
         epoch: of the whole fit, for messages.
-        seed: of the order.
+        seed: of the order; dropout, if the language model has any, is of torch's own generator.
         on_step: hears how many steps are done, of how many.
 
     Returns:
@@ -59,12 +59,13 @@ def fit_titles(
     Raises:
         ValueError: the loss is not finite.
     """
-    network = objective.network
+    network = objective.network.train()
     of_language_model = dict(network.language_model_parameters())
     learning = [weight for name, weight in trained.items() if name.startswith(READERS) or name in of_language_model]
     optimizer = torch.optim.AdamW(learning, lr=settings.title_rate, betas=BETAS, weight_decay=settings.weight_decay)
     named_N = np.flatnonzero([len(title) > 0 for title in titles])
     if len(named_N) == 0:
+        on_step(1, 1)
         return None
     rng = np.random.default_rng(seed)
     epochs = [list(_steps(named_N, rng)) for _ in range(settings.title_epochs)]
@@ -76,7 +77,7 @@ def fit_titles(
             for group in optimizer.param_groups:
                 group["lr"] = settings.title_rate * share_of_peak_rate(step, num_steps, settings.warmup)
             loss = title_step(objective, rows, [titles[row] for row in rows.tolist()])
-            check_finite(loss, {}, epoch, settings)
+            check_finite(loss, {"titles": loss}, epoch, settings)
             # not by backward(): data-parallel training, which takes no part here, would hear of every gradient
             gradients = torch.autograd.grad(loss, learning, allow_unused=True)
             for weight, gradient in zip(learning, gradients, strict=True):

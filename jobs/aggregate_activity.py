@@ -89,7 +89,7 @@ def run(lake: Lake, config: Config) -> None:
         connection.execute("SET memory_limit = ?", [config.memory_limit])
         connection.execute("SET temp_directory = ?", [spill])
         connection.execute("SET TimeZone = 'UTC'")
-        if not files:
+        if lake.manifest(Impressions).rows == 0:
             raise _no_events("the log is empty")
         connection.read_parquet(files).create_view("impressions")
         log_days = _log_days(connection, today)

@@ -1,6 +1,7 @@
 """Join every impression with its features as they were known at that moment, and split the log by time.
 
-reads   impressions; the feature tables (`jobs.feature_tables`), through the services that publish_features registered
+reads   impressions; queries, whether there are any; the feature tables (`jobs.feature_tables`), through the services
+        that publish_features registered
 writes  training_examples     one row per impression; matrices/<view>: the vectors that its ids point to
         split_windows         one row per split
 """
@@ -204,9 +205,9 @@ def _check_tables(lake: Lake, store: FeatureStore, plan: ServicePlan) -> None:
         for name in sorted(plan.tables & BY_NAME.keys())
         if not lake.exists(BY_NAME[name]) or lake.manifest(BY_NAME[name]).rows == 0
     }
-    of_queries = [name for name in states if BY_NAME[name] in OF_QUERIES]
+    of_queries = [name for name in states if BY_NAME[name] in OF_QUERIES and _has_columns(lake, BY_NAME[name])]
     if of_queries and lake.exists(Queries) and lake.manifest(Queries).rows == 0:
-        logger.warning("build_training_set: the log has no queries, so nothing is known of %s", ", ".join(of_queries))
+        logger.warning("build_training_set: the log has no queries, so %s say nothing", ", ".join(of_queries))
         states = {name: state for name, state in states.items() if name not in of_queries}
     if not states:
         return
@@ -219,6 +220,11 @@ def _check_tables(lake: Lake, store: FeatureStore, plan: ServicePlan) -> None:
         f"  what to do: `tailrank run {' '.join(steps)} publish_features`; or leave {', '.join(needy)} out of "
         "`services` of [build_training_set], and the rankers that read it out of [train_ranker]"
     )
+
+
+def _has_columns(lake: Lake, schema: type[dy.Schema]) -> bool:
+    """Whether it can be joined, with or without rows: a lake of an earlier version has empty tables without a file."""
+    return lake.exists(schema) and len(lake.parquet_files(schema)) > 0
 
 
 def _chunks(labelled: pl.LazyFrame, chunk_rows: int) -> Iterator[pl.DataFrame]:

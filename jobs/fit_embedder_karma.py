@@ -113,11 +113,12 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Of the read-outs with a query, how many see it: vectors of midnights have none."""
     title_epochs: NonNegativeInt = 0
     """Passes over the catalogue, before all else, in which the language model learns to read items and to say their
-    titles [NF->P]; of a large catalogue 20,000 titles each. The first blocks of a language model cannot speak yet."""
+    titles [NF->P]; of a large catalogue 20,000 titles each. The first blocks of a language model cannot speak yet. A
+    pass over 12,000 titles takes minutes with 4 blocks of `smollm2`, and a killed run begins all of them again."""
     title_rate: PositiveFloat = 5e-4
     """Of these, at its peak."""
     warm_up_epochs: NonNegativeInt = 0
-    """Epochs before the others in which only what is new beside the language model learns, from L_gen."""
+    """Epochs before the heads' in which only what is new beside the language model learns, from L_gen."""
     head_epochs: NonNegativeInt = 20
     """Epochs of the two heads over states of the language model at rest [NF->P], each a second or so with the default
     `max_users`; 0: none."""

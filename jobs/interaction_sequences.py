@@ -247,10 +247,10 @@ def open_log(lake: Lake, spill: Path, memory_limit: str) -> Iterator[Interaction
         connection.execute("SET memory_limit = ?", [memory_limit])
         connection.execute("SET temp_directory = ?", [str(spill)])
         connection.execute("SET TimeZone = 'UTC'")
-        if files:
+        if files:  # an earlier version wrote none for an empty log
             connection.read_parquet(files).create_view("impressions")
             connection.execute(INTERACTIONS)
-        yield InteractionLog(connection, is_empty=not files)
+        yield InteractionLog(connection, is_empty=lake.manifest(Impressions).rows == 0)
 
 
 def microseconds(time: datetime) -> int:

@@ -436,14 +436,17 @@ def curves(arguments: argparse.Namespace) -> None:
             name: [json.loads(str(one["described"]))["curve"] for one in of_seeds]
             for name, of_seeds in opened(arguments.runs).items()
         }
+        stages: set[tuple[str, ...]] = set()
         for colour, (name, of_seeds) in enumerate((name, rows) for name, rows in trained.items() if rows[0]):
             lines = np.array([[row[measure] for row in curve] for curve in of_seeds], np.float64)
             places = np.arange(lines.shape[1])
             axis.plot(places, lines.T, color=f"C{colour}", alpha=0.25, linewidth=0.8)
             axis.plot(places, lines.mean(axis=0), color=f"C{colour}", marker="o", markersize=4, label=name)
-            stages = [row["stage"] for row in of_seeds[0]]
-        joint = np.cumsum([stage == "joint" for stage in stages])
-        names = [f"joint {n}" if stage == "joint" else stage for stage, n in zip(stages, joint, strict=True)]
+            stages.add(tuple(row["stage"] for row in of_seeds[0]))
+        assert len(stages) == 1, f"these runs went through different stages: {stages}"
+        (one,) = stages
+        joint = np.cumsum([stage == "joint" for stage in one])
+        names = [f"joint {n}" if stage == "joint" else stage for stage, n in zip(one, joint, strict=True)]
         axis.set_xticks(np.arange(len(names)), names)
         axis.set_title(title, fontsize=10)
         if measure == "title_perplexity":
@@ -486,7 +489,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--test-users", type=int, default=3000)
     runs.add_argument("--epochs", type=int, default=4)
     runs.add_argument("--head-epochs", type=int, default=20, help="over states of the language model at rest")
-    runs.add_argument("--title-epochs", type=int, default=0, help="in which titles are said from items' own tokens")
+    runs.add_argument("--title-epochs", type=int, default=0, help="of saying items' titles first, for all variants")
     runs.add_argument("--title-rate", type=float, default=5e-4)
     runs.add_argument("--catalogue-negatives", type=int, default=1024, help="that all read-outs of a step share")
     runs.add_argument("--in-batch-weight", type=float, default=0.0, help="of the batch's negatives")

@@ -18,6 +18,7 @@ from embedders.karma import KarmaNetwork
 from embedders.karma_draws import KarmaLog
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_objective import KarmaObjective
+from embedders.karma_packing import pack
 from embedders.karma_titles import READERS, TITLES_AT_ONCE, fit_titles, title_step
 from embedders.karma_towers import KarmaShape
 
@@ -144,16 +145,18 @@ def test_without_any_title_nothing_is_learnt(make_network: MakeNetwork) -> None:
     assert all(weight.equal(before[name]) for name, weight in network.named_parameters())
 
 
-def test_users_and_items_lie_around_the_origin_again_once_items_are_read(make_network: MakeNetwork) -> None:
+def test_users_lie_around_the_origin_again_once_items_are_read(make_network: MakeNetwork) -> None:
     """Heads learn from there: what was spread before the stage was read by another language model."""
-    log = KarmaLog(Sequences.of_lists([list(range(first, first + 5)) for first in range(40)]), titles())
+    histories = [list(range(first, first + 5)) for first in range(40)]  # no more than the sample that is spread
     network = make_network()
     settings = replace(SETTINGS, head_epochs=0, epochs=1, learning_rate=1e-9, language_model_rate=1e-9)
-    curve = fit_karma(network, log, settings)
+    curve = fit_karma(network, KarmaLog(Sequences.of_lists(histories), titles()), settings)
     assert [row.stage for row in curve] == ["titles", "joint"]
     assert curve[0].train_loss is not None
     assert curve[0].generation_loss is None
+    packed = pack(np.array(histories)[:, :4], np.full((40, 1), 4), instruction=network.towers.instruction)
     with torch.inference_mode():
-        items_Nd = network.towers.item_head(network.towers.features(torch.arange(NUM_ITEMS + NUM_UNTITLED)))
-    assert items_Nd.mean(dim=0).abs().max().item() < 1e-3
-    assert items_Nd.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)
+        state_KD, _ = network.towers.read_out(packed, network.towers.states(packed))
+        made_Kd = network.towers.user_head(network.towers.user_norm(state_KD))
+    assert made_Kd.mean(dim=0).abs().max().item() < 1e-3
+    assert made_Kd.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)

@@ -474,6 +474,12 @@ def test_too_few_users_are_refused_with_a_way_out(trained: Lake, language_model:
         fit(trained, language_model, max_users=20)
 
 
+def test_an_empty_log_is_refused(trained: Lake, language_model: Path):
+    trained.write(Impressions, Impressions.create_empty())
+    with pytest.raises(ValueError, match="fit_embedder_karma: there are no impressions"):
+        fit(trained, language_model)
+
+
 def test_an_empty_catalogue_and_a_model_that_is_not_here_are_refused(trained: Lake, language_model: Path):
     with pytest.raises(ValueError, match="there is no model 'smollm9' here"):
         fit(trained, Path("smollm9"))

@@ -244,6 +244,10 @@ def test_a_log_without_queries_never_had_relevance_and_can_be_joined_and_trained
     with pytest.raises(ValueError, match=r"ranker_relevance_v1 cannot be joined: .* no rows of item_relevance"):
         build_training_set.run(lake, config)  # there are queries, so somebody forgot to run a step
     lake.write(Queries, Queries.create_empty())
+    shutil.move(lake.root / "query_item_relevance", tmp_path)
+    with pytest.raises(ValueError, match=r"query_item_relevance \(never written\)"):
+        build_training_set.run(lake, config)
+    shutil.move(tmp_path / "query_item_relevance", lake.root)
     build_training_set.run(lake, config)
     found = lake.read(TrainingExamples)
     nothing = (*OF_THE_QUERY, "item_relevance_vector_id")
