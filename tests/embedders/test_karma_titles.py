@@ -160,3 +160,10 @@ def test_users_lie_around_the_origin_again_once_items_are_read(make_network: Mak
         made_Kd = network.towers.user_head(network.towers.user_norm(state_KD))
     assert made_Kd.mean(dim=0).abs().max().item() < 1e-3
     assert made_Kd.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_the_stage(make_network: MakeNetwork) -> None:
+    network = make_network()
+    network.towers.features.frozen = FrozenFeatures(np.full((NUM_ITEMS + NUM_UNTITLED, WIDTH), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"loss became nan in epoch 3 \(seed 0; titles nan\).*title_rate 0.005"):
+        fit_titles(objective_of(network), trained_of(network), titles(), SETTINGS, epoch=3, seed=0)
