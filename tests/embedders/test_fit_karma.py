@@ -362,9 +362,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(make_network: MakeNetwo
     network = make_network()
     network.towers.features.frozen = FrozenFeatures(np.full((NUM_ITEMS + NUM_NEW, WIDTH), np.nan, np.float32))
     users: list[int] = []
-    with pytest.raises(
-        ValueError, match=r"loss became nan in epoch 0 \(seed 0; action nan.*lower the rate of that stage"
-    ):
+    with pytest.raises(ValueError, match=r"loss became nan in epoch 0 \(seed 0; action nan.*lower the rate of that"):
         fitted(network, world(), KarmaWatch(on_users=users.append))
     assert not users
 
