@@ -273,8 +273,9 @@ def _let_learn(weights: Mapping[str, Tensor], whether: bool) -> None:
 
 
 def _image_flow(network: KarmaNetwork, image: Image) -> ImageFlow:
+    features = network.towers.features
     width = network.output_embeddings().shape[1] if image == "history" else network.shape.output_dim
-    return ImageFlow(*network.towers.features.to_standard_images(), width)
+    return ImageFlow(features.image_mean_V, features.image_scale_V, width)
 
 
 def _objective(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, device: torch.device) -> KarmaObjective:

@@ -204,7 +204,7 @@ def test_gradients_of_every_term_reach_the_vector_and_the_history(make_network: 
 def test_a_missing_picture_is_one_learnt_vector_whatever_the_catalogue(make_network: Callable[..., KarmaNetwork]):
     network = make_network()
     with_pictures = network.items(torch.arange(NUM_ITEMS))
-    network.towers.features.no_image_V.data.fill_(0.7)
+    network.towers.features.no_image_P.data.fill_(0.7)
     moved = (network.items(torch.arange(NUM_ITEMS)) - with_pictures).abs().max(dim=1).values > 1e-4
     assert moved.nonzero().flatten().tolist() == [3]
     network.towers.features.frozen = FrozenFeatures(features().content.content_NC)
