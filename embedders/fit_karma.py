@@ -100,7 +100,7 @@ def fit_karma(
     # told of it; and no buffer here ever changes, so none needs to be sent round
     data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(kwargs_handlers=[data_parallel])
-    objective = _objective(network, log, settings, accelerator.device)
+    objective = KarmaObjective(network, log, settings, accelerator.device)
     of_language_model = dict(network.language_model_parameters())
     trained = dict(network.new_parameters()) | ({} if settings.frozen_language_model else of_language_model)
     check_dtype(trained)
@@ -276,22 +276,6 @@ def _image_flow(network: KarmaNetwork, image: Image) -> ImageFlow:
     features = network.towers.features
     width = network.output_embeddings().shape[1] if image == "history" else network.shape.output_dim
     return ImageFlow(features.image_mean_V, features.image_scale_V, width)
-
-
-def _objective(network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, device: torch.device) -> KarmaObjective:
-    decodes = settings.decodability > 0.0
-    return KarmaObjective(
-        network,
-        log,
-        action=settings.action,
-        scale=settings.scale,
-        in_batch_weight=settings.in_batch_weight,
-        decodability=settings.decodability,
-        generation=settings.generation and decodes,
-        reconstruction=settings.reconstruction and decodes,
-        image=settings.image if decodes else "off",
-        in_bfloat16=settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda"),
-    )
 
 
 def _untouched(

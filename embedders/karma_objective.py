@@ -24,7 +24,7 @@ from embedders.karma_losses import (
     title_loss,
 )
 from embedders.karma_packing import KarmaBatch
-from embedders.karma_settings import Action, Image
+from embedders.karma_settings import Image, KarmaSettings
 
 
 class KarmaObjective(nn.Module):
@@ -33,40 +33,26 @@ class KarmaObjective(nn.Module):
     Args:
         network: with an `image_flow` where `image` is on.
         log: what is said, and since when items are there.
-        action: how targets and negatives are compared.
-        scale: of their products; None: as they are.
-        in_batch_weight: of the batch's negatives.
-        decodability: lambda.
-        generation: whether L_gen is there.
-        reconstruction: whether L_recon is.
-        image: what L_img, if it is there, tells the picture from.
-        in_bfloat16: whether the pass is; what `embedders.karma_losses` keeps in float32 is float32.
+        settings: the terms and what they weigh; with a decodability of 0 nothing is decoded.
+        device: of the passes: on a GPU they are in bfloat16 unless `precision` says otherwise.
     """
 
     listed_N: Tensor
 
-    def __init__(
-        self,
-        network: KarmaNetwork,
-        log: KarmaLog,
-        *,
-        action: Action,
-        scale: float | None,
-        in_batch_weight: float,
-        decodability: float,
-        generation: bool,
-        reconstruction: bool,
-        image: Image,
-        in_bfloat16: bool,
-    ) -> None:
+    def __init__(self, network: KarmaNetwork, log: KarmaLog, settings: KarmaSettings, device: torch.device) -> None:
         super().__init__()
         self.network, self.titles, self.queries = network, log.titles, log.queries
         listed_N = np.zeros(len(log.titles), np.int64) if log.listed_N is None else log.listed_N
         self.register_buffer("listed_N", torch.tensor(listed_N))  # a copy: the array may be read-only
-        self.action_loss = pairwise_action_loss if action == "pairwise" else infonce_action_loss
-        self.scale, self.in_batch_weight = scale, in_batch_weight
-        self.decodability, self.in_bfloat16 = decodability, in_bfloat16
-        self.generation, self.reconstruction, self.image = generation, reconstruction, image
+        self.action_loss = pairwise_action_loss if settings.action == "pairwise" else infonce_action_loss
+        self.scale, self.in_batch_weight = settings.scale, settings.in_batch_weight
+        self.decodability = settings.decodability
+        decodes = settings.decodability > 0.0
+        self.generation = settings.generation and decodes
+        self.reconstruction = settings.reconstruction and decodes
+        self.image: Image = settings.image if decodes else "off"
+        automatic = "bfloat16" if device.type == "cuda" else "float32"
+        self.in_bfloat16 = (automatic if settings.precision == "auto" else settings.precision) == "bfloat16"
 
     def forward(self, batch: KarmaBatch[Tensor], joint: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, a scalar, and what it is made of (of `embedders.karma_curve.KarmaLosses`), detached.

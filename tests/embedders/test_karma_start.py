@@ -70,18 +70,7 @@ def passes_of(log: KarmaLog, exposed: int = 0) -> KarmaPasses:
 
 
 def objective_of(network: KarmaNetwork, log: KarmaLog) -> KarmaObjective:
-    return KarmaObjective(
-        network,
-        log,
-        action="pairwise",
-        scale=5.0,
-        in_batch_weight=1.0,
-        decodability=0.0,
-        generation=False,
-        reconstruction=False,
-        image="off",
-        in_bfloat16=False,
-    )
+    return KarmaObjective(network, log, replace(SETTINGS, in_batch_weight=1.0, decodability=0.0), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("residual", [False, True])

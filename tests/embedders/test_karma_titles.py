@@ -54,18 +54,7 @@ def make_network(make_lm: Callable[..., CausalLM]) -> MakeNetwork:
 
 def objective_of(network: KarmaNetwork) -> KarmaObjective:
     log = KarmaLog(Sequences.of_lists([[0, 2, 4], [1, 3, 5]]), titles())
-    return KarmaObjective(
-        network,
-        log,
-        action="pairwise",
-        scale=5.0,
-        in_batch_weight=0.0,
-        decodability=0.0,
-        generation=False,
-        reconstruction=False,
-        image="off",
-        in_bfloat16=False,
-    )
+    return KarmaObjective(network, log, replace(SETTINGS, decodability=0.0), torch.device("cpu"))
 
 
 def trained_of(network: KarmaNetwork, frozen: bool = False) -> dict[str, Tensor]:
