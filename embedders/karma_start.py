@@ -172,11 +172,22 @@ def fit_heads(
             users_Kd = towers.users_of(some.state_KD, some.mean_KF, dropout=settings.head_dropout)
             loss = objective.action(users_Kd, some.choices, sampled_S)
             check_finite(loss, {"action": loss}, epoch, settings)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(heads, GRADIENT_NORM_LIMIT)
-            optimizer.step()
-            objective.zero_grad()  # what stays as it is has a gradient, too: of the vector for a missing picture
+            step_alone(loss, heads, optimizer)
             losses.append(float(loss.detach()))
             step += 1
         on_epoch(number)
     return float(np.mean(losses))
+
+
+def step_alone(loss: Tensor, learning: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """One step of these weights, of which no other process and no other weight hears.
+
+    Not by backward(): it gives a gradient to what stays as it is, too (the vector for a missing picture), and tells
+    data-parallel training, which takes no part, of every one.
+    """
+    gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+    for weight, gradient in zip(learning, gradients, strict=True):
+        weight.grad = gradient
+    torch.nn.utils.clip_grad_norm_(learning, GRADIENT_NORM_LIMIT)
+    optimizer.step()
+    optimizer.zero_grad()

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
+from embedders.fit_learn import BETAS, share_of_peak_rate
 from embedders.karma_checks import check_finite
 from embedders.karma_losses import title_loss
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_settings import KarmaSettings
+from embedders.karma_start import step_alone
 
 READERS = ("towers.adapter.", "towers.adapter_norm.", "towers.features.")
 """What makes an item's token, beside the language model."""
@@ -78,13 +79,7 @@ def fit_titles(
                 group["lr"] = settings.title_rate * share_of_peak_rate(step, num_steps, settings.warmup)
             loss = title_step(objective, rows, [titles[row] for row in rows.tolist()])
             check_finite(loss, {"titles": loss}, epoch, settings)
-            # not by backward(): data-parallel training, which takes no part here, would hear of every gradient
-            gradients = torch.autograd.grad(loss, learning, allow_unused=True)
-            for weight, gradient in zip(learning, gradients, strict=True):
-                weight.grad = gradient
-            torch.nn.utils.clip_grad_norm_(learning, GRADIENT_NORM_LIMIT)
-            optimizer.step()
-            objective.zero_grad()
+            step_alone(loss, learning, optimizer)
             losses.append(float(loss.detach()))
             step += 1
             on_step(step, num_steps)
