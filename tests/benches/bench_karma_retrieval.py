@@ -430,24 +430,24 @@ def curves(arguments: argparse.Namespace) -> None:
     """Each measure through training, a line a variant: mean over seeds, each seed a faint line beside it."""
     from matplotlib import pyplot
 
+    curves_of = {
+        name: [json.loads(str(one["described"]))["curve"] for one in of_seeds]
+        for name, of_seeds in opened(arguments.runs).items()
+    }
+    trained = {name: of_seeds for name, of_seeds in curves_of.items() if of_seeds[0]}  # LEARN has no such curve
+    stages = {tuple(row["stage"] for row in of_seeds[0]) for of_seeds in trained.values()}
+    assert len(stages) == 1, f"these runs went through different stages: {stages}"
+    (one,) = stages
+    joint = np.cumsum([stage == "joint" for stage in one])
+    names = [f"joint {n}" if stage == "joint" else stage for stage, n in zip(one, joint, strict=True)]
+    places = np.arange(len(names))
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for axis, (measure, title) in zip(axes.flat, MEASURES.items(), strict=True):
-        trained = {
-            name: [json.loads(str(one["described"]))["curve"] for one in of_seeds]
-            for name, of_seeds in opened(arguments.runs).items()
-        }
-        stages: set[tuple[str, ...]] = set()
-        for colour, (name, of_seeds) in enumerate((name, rows) for name, rows in trained.items() if rows[0]):
+        for colour, (name, of_seeds) in enumerate(trained.items()):
             lines = np.array([[row[measure] for row in curve] for curve in of_seeds], np.float64)
-            places = np.arange(lines.shape[1])
             axis.plot(places, lines.T, color=f"C{colour}", alpha=0.25, linewidth=0.8)
             axis.plot(places, lines.mean(axis=0), color=f"C{colour}", marker="o", markersize=4, label=name)
-            stages.add(tuple(row["stage"] for row in of_seeds[0]))
-        assert len(stages) == 1, f"these runs went through different stages: {stages}"
-        (one,) = stages
-        joint = np.cumsum([stage == "joint" for stage in one])
-        names = [f"joint {n}" if stage == "joint" else stage for stage, n in zip(one, joint, strict=True)]
-        axis.set_xticks(np.arange(len(names)), names)
+        axis.set_xticks(places, names)
         axis.set_title(title, fontsize=10)
         if measure == "title_perplexity":
             axis.set_yscale("log")
