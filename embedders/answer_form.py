@@ -73,6 +73,10 @@ class AnswerForm:
         """Tokens of a whole chain, and the end."""
         return [*(id for part in self._parts(CHAIN_PIECES, reasoning.values()) for id in part), *self.lm.end]
 
+    def steps(self, reasoning: Reasoning) -> list[int]:
+        """Tokens of a chain up to where its label would stand."""
+        return [id for part in self._parts(CHAIN_PIECES, reasoning.values())[:-2] for id in part]
+
     def label_only_answer(self, label: Label) -> list[int]:
         """Tokens of an answer without reasoning, and the end."""
         return [*(id for part in self._parts(LABEL_ONLY_PIECES, (label,)) for id in part), *self.lm.end]

@@ -20,10 +20,15 @@ Answers = Literal["chain", "label_only"]
 
 
 class TeacherExample(NamedTuple):
-    """A pair with the answer that the teacher should give."""
+    """A pair with the answer that the teacher should give.
+
+    Attributes:
+        is_judged: False: nobody said whether the item is good, so the answer is learnt up to its label, not the label.
+    """
 
     pair: QueryItem
     reasoning: Reasoning
+    is_judged: bool = True
 
 
 class TokenRow(NamedTuple):
@@ -34,12 +39,18 @@ class TokenRow(NamedTuple):
 
 
 def token_rows(form: AnswerForm, examples: Sequence[TeacherExample], answers: Answers = "chain") -> list[TokenRow]:
-    """Questions and answers in the tokens that scoring uses, each answer with its end."""
+    """Questions and answers in the tokens that scoring uses, each answer with its end; of an example that nobody judged
+    what stands before the label.
+
+    Raises:
+        ValueError: an example that nobody judged, where the label is all there is to learn.
+    """
+    if answers == "label_only":
+        if not all(one.is_judged for one in examples):
+            raise ValueError("token_rows: an example that nobody judged has no label to learn (answers = label_only)")
+        return [TokenRow(form.question(one.pair), form.label_only_answer(one.reasoning.label)) for one in examples]
     return [
-        TokenRow(
-            form.question(one.pair),
-            form.answer(one.reasoning) if answers == "chain" else form.label_only_answer(one.reasoning.label),
-        )
+        TokenRow(form.question(one.pair), form.answer(one.reasoning) if one.is_judged else form.steps(one.reasoning))
         for one in examples
     ]
 

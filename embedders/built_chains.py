@@ -14,9 +14,6 @@ A human label is kept as it is. Where it contradicts the steps, only the categor
 item is a thing of the kind asked for, under whatever name, and a bad one that shares all the words is another thing.
 """
 
-import re
-from typing import NamedTuple
-
 from embedders.relevance_prompts import Label, Match, QueryItem, Reasoning
 from embedders.title_facts import Read, TitleReader, squashed
 
@@ -101,59 +98,3 @@ def _attributes(query: Read, item: Read) -> Match:
     if not compared:
         return "na"
     return "match" if all(compared) else "mismatch"
-
-
-class Stated(NamedTuple):
-    """A value that the query asks for and the item states.
-
-    Attributes:
-        kind: `category`, `brand`, `model`, or of an attribute: a unit, `size`, `colour`, `material`.
-        value: lower case; of a unit the number alone.
-    """
-
-    kind: str
-    value: str
-
-
-def stated(pair: QueryItem, step: str, *, reader: TitleReader) -> Stated | None:
-    """What makes a step a match, so that another value in its place would make it a mismatch; None where nothing does.
-
-    Args:
-        step: one of `STEPS`.
-    """
-    query, item = reader.query(pair), reader.item(pair)
-    if step == "category" and query.category and query.category[-1] in item.category:
-        return Stated("category", query.category[-1])
-    if step == "brand" and query.brand and query.brand == item.brand:
-        return Stated("brand", query.brand)
-    if step == "model" and (shared := [name for name in query.models if name in item.models]) and len(item.models) == 1:
-        return Stated("model", shared[0])
-    if step == "attributes":
-        for kind, values in query.attributes.items():
-            if item.attributes.get(kind) == values and len(values) == 1:
-                return Stated(kind, values[0])
-    return None
-
-
-def flipped(pair: QueryItem, step: str, other: str, *, reader: TitleReader) -> QueryItem | None:
-    """The pair with another value of the item in place of the one `stated`, in all its texts: to ask whether the
-    teacher's step follows.
-
-    Returns:
-        None where no value is stated, or where the texts write it in another way than it is read.
-    """
-    found = stated(pair, step, reader=reader)
-    if found is None:
-        return None
-    # hyphens and blanks that reading leaves out, and the ending of a plural
-    letters = r"[-\s]?".join(re.escape(sign) for sign in squashed(found.value))
-    if found.kind not in ("category", "brand", "model", "colour", "material"):
-        letters = r"[-\s]?".join(re.escape(part) for part in found.value.split("-"))
-    pattern = re.compile(rf"(?<![\w/.-]){letters}(?:e?s)?(?!\w)", re.IGNORECASE)
-    changed = pair._replace(
-        title=pattern.sub(other, pair.title),
-        category=pair.category and pattern.sub(other, pair.category),
-        brand=pair.brand and pattern.sub(other, pair.brand),
-        attributes=pair.attributes and pattern.sub(other, pair.attributes),
-    )
-    return None if changed == pair or stated(changed, step, reader=reader) == found else changed

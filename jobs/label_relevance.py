@@ -100,6 +100,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 f"a teacher is asked for what it has learnt: fine_tune.answers = {self.fine_tune.answers!r} does not "
                 f"go with teacher.decoding = {self.teacher.decoding!r}"
             )
+        if only_label and self.fine_tune.contrast_share:
+            raise ValueError('fine_tune.contrast_share shows steps of chains, and answers = "label_only" has none')
         return self
 
 
@@ -161,7 +163,13 @@ def run(lake: Lake, config: Config) -> None:
             chains.check_complete()
             from jobs.relevance.teacher_training import Examples, trained_teacher  # here: torch takes seconds to import
 
-            examples = Examples(train=chains.of("train"), validation=chains.of("validation"), labels_through=through)
+            of_training = pl.concat([learnt.filter(pl.col("side") == "train"), pool], how="diagonal")
+            examples = Examples(
+                train=chains.of("train"),
+                validation=chains.of("validation"),
+                labels_through=through,
+                unjudged=asking.texts(of_training) if config.fine_tune.contrast_share else (),
+            )
             folder = trained_teacher(lake, config.fine_tune, teacher.model, examples, asking.reader)
             teacher = teacher.model_copy(update={"model": str(folder)})
         pairs = [

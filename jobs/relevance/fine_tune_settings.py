@@ -12,6 +12,9 @@ class FineTune(BaseModel, extra="forbid", frozen=True):
     """False: the teacher is asked as it is. True: it begins with `teacher.model`, which must be a local model."""
     answers: Literal["chain", "label_only"] = "chain"
     """What it learns to write: the whole chain, or the label alone (the comparison without reasoning)."""
+    contrast_share: NonNegativeFloat = 0.0
+    """Chains of contrast, for each judged pair: pairs of training queries as they are, and with one value of the item
+    replaced, so that one step says mismatch (`embedders.counterfactuals`). Their labels are not learnt. 0: none."""
     low_rank: PositiveInt | None = None
     """Rank of LoRA adapters (needs the package peft); by default all weights are trained."""
     epochs: PositiveInt = 3

@@ -11,6 +11,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -22,12 +23,13 @@ from pydantic import BaseModel
 
 from embedders.answer_loss import TeacherExample
 from embedders.causal_lm import CausalLM, load_causal_lm
+from embedders.counterfactuals import contrast_chains, matches_of
 from embedders.ellm_rele import RelevanceTeacher
 from embedders.fingerprint import sha256_of_files
 from embedders.fit_teacher import TeacherEpochRow, TeacherSettings, TeacherWatch, fit_teacher
 from embedders.model_files import find_model_files
 from embedders.ranking_metrics import roc_auc
-from embedders.relevance_prompts import PROMPT_VERSION, QueryItem, Reasoning
+from embedders.relevance_prompts import PROMPT_VERSION, STEPS, QueryItem, Reasoning
 from embedders.title_facts import TitleReader
 from jobs.checkpoint import UNFINISHED, Checkpoint
 from jobs.lake import Lake
@@ -41,7 +43,7 @@ MODELS = "teachers"
 
 TRAINING = "training.json"
 
-NOT_OF_THE_FIT = {"enabled", "validate_by", "max_validation_pairs", "refit_share"}
+NOT_OF_THE_FIT = {"enabled", "contrast_share", "validate_by", "max_validation_pairs", "refit_share"}
 """Settings of ours; the others are those of `embedders.fit_teacher`, by the same names."""
 
 
@@ -52,11 +54,13 @@ class Examples(NamedTuple):
         train: pairs of training queries with their chains.
         validation: of validation queries; nobody learns from them.
         labels_through: pairs first shown before it; None: the lake has no impressions.
+        unjudged: pairs of training queries whose texts contrasts are made of; needed with `contrast_share`.
     """
 
     train: Sequence[tuple[QueryItem, Reasoning]]
     validation: Sequence[tuple[QueryItem, Reasoning]]
     labels_through: datetime | None
+    unjudged: Sequence[QueryItem] = ()
 
 
 class Training(BaseModel, frozen=True):
@@ -108,7 +112,8 @@ def trained_teacher(lake: Lake, settings: FineTune, base: str, examples: Example
             "people: good_from, or better annotators), or [label_relevance.fine_tune] enabled = false"
         )
     held_out = [TeacherExample(*one) for one in examples.validation[: settings.max_validation_pairs]]
-    told = [made_from, digests, [_digest(one) for one in held_out], sorted(reader.brands)]
+    contrasts = _contrasts(settings, len(train), examples.unjudged, reader)
+    told = [made_from, *([_digest(one) for one in of] for of in (train, held_out, contrasts)), sorted(reader.brands)]
     identity = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     logger.info(
         "label_relevance: fine-tunes %s on %s chains, judged on %s", base, f"{len(digests):_}", f"{len(held_out):_}"
@@ -116,7 +121,7 @@ def trained_teacher(lake: Lake, settings: FineTune, base: str, examples: Example
     if not held_out:
         logger.warning("label_relevance: no chain of a validation query was kept: all epochs are trained")
     started = time.monotonic()
-    lm, curve = _fit(lake, settings, base, train, held_out, reader, identity)
+    lm, curve = _fit(lake, settings, base, [*train, *contrasts], held_out, reader, identity)
     folder = _put_in_place(lake, identity, RelevanceTeacher(lm, reader), made_from, digests, examples, curve)
     best = next(row for row in curve if row.is_best)
     score = "not judged" if best.validation_score is None else f"{settings.validate_by} {_shown(settings, best):.4f}"
@@ -173,6 +178,24 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if then["settings"].get(name) != now["settings"].get(name)
     )
     return names + [name for name in ("weights", "tokenizer", "prompt") if then.get(name) != now[name]]
+
+
+def _contrasts(
+    settings: FineTune, num_judged: int, pairs: Sequence[QueryItem], reader: TitleReader
+) -> list[TeacherExample]:
+    """Chains that nobody judged, as many as asked for or as there are, and a word on what they show."""
+    wanted = round(settings.contrast_share * num_judged)
+    chains = contrast_chains(pairs, wanted, reader=reader, seed=settings.seed)
+    if wanted:
+        of_step = Counter(step for _, chain in chains for step, said in matches_of(chain).items() if said == "mismatch")
+        shown = ", ".join(f"{step} {of_step[step]:_}" for step in STEPS)
+        logger.info("label_relevance: %s contrast chains, mismatches: %s", f"{len(chains):_}", shown)
+        if unseen := [step for step in STEPS if not of_step[step]]:
+            logger.warning(
+                "label_relevance: no query names a value of %s that its item states, too, so no contrast shows it",
+                " or ".join(unseen),
+            )
+    return [TeacherExample(pair, chain, is_judged=False) for pair, chain in chains]
 
 
 def _fit(

@@ -6,7 +6,7 @@
 
 Pairs are test pairs (Home Depot) in which the query asks for something and the title states it: a category, a brand, a
 model or an attribute. The stated value is replaced by one of the same kind that another pair states
-(`embedders.built_chains.flipped`), and both items are judged. By step:
+(`embedders.counterfactuals`), and both items are judged. By step:
 
     match before    share of pairs whose step says match, as it should
     flipped         of those, the share whose step says mismatch after the change: the rate that counts
@@ -18,7 +18,7 @@ whether the comparison follows the facts, not whether a model reads them.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,8 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from embedders.built_chains import Stated, built_chain, flipped, stated
+from embedders.built_chains import built_chain
+from embedders.counterfactuals import Changed, changed_pairs
 from embedders.ellm_rele import RelevanceTeacher, load_teacher
 from embedders.query_split import sides_of
 from embedders.relevance_prompts import STEPS, QueryItem
@@ -37,13 +38,6 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "homedepot_rele
 HEADINGS = ("match before", "flipped", "others kept", "score")
 
 
-class Changed(NamedTuple):
-    """A pair and the same pair with one value of the item replaced."""
-
-    before: QueryItem
-    after: QueryItem
-
-
 class Judged(NamedTuple):
     """What is said of a pair: a match a step, and a score (nan: rules know none)."""
 
@@ -51,22 +45,13 @@ class Judged(NamedTuple):
     score: float
 
 
-def changed_pairs(pairs: Sequence[QueryItem], step: str, reader: TitleReader, most: int, seed: int) -> list[Changed]:
-    """Up to `most` pairs of distinct queries with the value of a step replaced."""
-    rng = np.random.default_rng([seed, STEPS.index(step)])
-    found: dict[int, Stated] = {}
-    for number, pair in enumerate(pairs):
-        if (value := stated(pair, step, reader=reader)) is not None:
-            found[number] = value
+def one_a_query(changes: Iterable[Changed], most: int) -> list[Changed]:
+    """The first change of each query, until there are enough."""
     chosen: dict[str, Changed] = {}
-    for number in rng.permutation(sorted(found)):
-        pair, value = pairs[number], found[int(number)]
-        others = sorted({one.value for one in found.values() if one.kind == value.kind} - {value.value})
-        if pair.query in chosen or not others or len(chosen) == most:
-            continue
-        after = flipped(pair, step, others[rng.integers(len(others))], reader=reader)
-        if after is not None:
-            chosen[pair.query] = Changed(pair, after)
+    for one in changes:
+        if len(chosen) == most:
+            break
+        chosen.setdefault(one.before.query, one)
     return list(chosen.values())
 
 
@@ -129,7 +114,7 @@ def report(name: str, per_step: int, num_chains: int, seed: int, steps: Sequence
         teacher = RelevanceTeacher(teacher.lm, reader)
     print(f"{name}, {num_chains} chains, seed {seed}\n\n| step | pairs | {' | '.join(HEADINGS)} |\n{'|---' * 6}|")
     for step in steps:
-        both = changed_pairs(pairs, step, reader, per_step, seed)
+        both = one_a_query(changed_pairs(pairs, step, reader=reader, seed=seed), per_step)
         if not both:
             print(f"| {step} | 0 | | | | |")
             continue

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedders.built_chains import built_chain, flipped, label_of_grade, stated
+from embedders.built_chains import built_chain, label_of_grade
 from embedders.relevance_prompts import STEPS, QueryItem, parse
 from embedders.title_facts import TitleReader, singular
 
@@ -47,23 +47,6 @@ def test_another_value_of_one_attribute_flips_its_step_and_no_other(step: str, o
     assert set(before.values()) == {"match"}
     assert after == {**before, step: "mismatch"}
     assert built_chain(other, reader=READER).label == ("good" if step == "attributes" else "bad")
-
-
-@pytest.mark.parametrize(
-    ("step", "other"), [("category", "Curtain"), ("brand", "Moen"), ("model", "ZZ999"), ("attributes", "4")]
-)
-def test_a_flipped_pair_has_the_other_value_and_its_step_flips(step: str, other: str):
-    changed = flipped(PAIR, step, other, reader=READER)
-    assert changed is not None
-    assert other in changed.title
-    assert changed.query == PAIR.query
-    assert matches(changed) == {**matches(PAIR), step: "mismatch"}
-
-
-def test_nothing_is_flipped_where_nothing_is_stated():
-    pair = QueryItem("chair", "Stool")
-    assert all(stated(pair, step, reader=READER) is None for step in STEPS)
-    assert all(flipped(pair, step, "x", reader=READER) is None for step in STEPS)
 
 
 def test_what_is_not_asked_or_not_said_is_no_mismatch():

@@ -87,6 +87,17 @@ def test_the_label_alone_is_learnt_too(make_lm: Callable[..., CausalLM]):
     assert curve[-1].train_loss < curve[0].train_loss
 
 
+def test_of_a_pair_that_nobody_judged_everything_before_the_label_is_learnt(make_lm: Callable[..., CausalLM]):
+    lm = make_lm()
+    form, one = AnswerForm(lm), twenty()[0]
+    (judged, unjudged) = token_rows(form, [one, one._replace(is_judged=False)])
+    assert unjudged.question == judged.question
+    assert lm.text(unjudged.answer) == one.reasoning.line().removesuffix(one.reasoning.label + '"}')
+    assert judged.answer[: len(unjudged.answer)] == unjudged.answer
+    with pytest.raises(ValueError, match="has no label to learn"):
+        token_rows(form, [one, one._replace(is_judged=False)], "label_only")
+
+
 def test_only_the_tokens_of_answers_carry_loss(make_lm: Callable[..., CausalLM]):
     lm = make_lm()
     form = AnswerForm(lm)
@@ -132,7 +143,7 @@ def test_the_vocabulary_is_multiplied_by_one_piece_of_memory(make_lm: Callable[.
 def test_the_label_cannot_be_seen_from_where_it_is_predicted(make_lm: Callable[..., CausalLM]):
     # the same chain with the other label: the loss of everything before the label stays what it was
     lm = make_lm()
-    form, (pair, chain) = AnswerForm(lm), twenty()[0]
+    form, (pair, chain, _) = AnswerForm(lm), twenty()[0]
     other = chain.model_copy(update={"label": "bad" if chain.label == "good" else "good"})
     one, two = (form.answer(each) for each in (chain, other))
     at = next(place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)

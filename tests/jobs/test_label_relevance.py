@@ -13,12 +13,15 @@ from pydantic import ValidationError
 
 from embedders import chain_decoding
 from embedders.causal_lm import CausalLM
+from embedders.counterfactuals import contrast_chains
 from embedders.ellm_rele import RelevanceTeacher
 from embedders.query_split import side_of
+from embedders.relevance_prompts import QueryItem
 from feature_repo import table_schemas as tables
 from jobs import flow
 from jobs.label_relevance import CACHE, Config, outside_inputs, run
 from jobs.lake import Lake
+from jobs.relevance import teacher_training
 from jobs.relevance.answer_cache import AnswerCache
 from jobs.relevance.disclosed_text import Disclosure
 from jobs.relevance.fine_tune_settings import FineTune
@@ -290,6 +293,23 @@ def test_a_local_teacher_is_fine_tuned_on_the_chains_and_then_asked(shop: Lake, 
     assert shop.manifest(tables.RelevanceAnswers).fingerprint != manifest.fingerprint
 
 
+def test_contrasts_are_made_of_pairs_of_training_queries(shop: Lake, tiny: str, monkeypatch: pytest.MonkeyPatch):
+    seen: list[list[QueryItem]] = []
+
+    def listening(pairs: list[QueryItem], *told: Any, **more: Any) -> Any:
+        seen.append(pairs)
+        return contrast_chains(pairs, *told, **more)
+
+    monkeypatch.setattr(teacher_training, "contrast_chains", listening)
+    fine_tune = FineTune(enabled=True, epochs=1, learning_rate=1e-3, batch_size=8, contrast_share=0.5)
+    config = Config(enabled=True, teacher=local(tiny, decoding="scored"), fine_tune=fine_tune, max_annotated_pairs=16)
+    run(shop, config)
+    assert {pair.query for pair in seen[0]} == {text for _, text in QUERIES if side_of(text) == "train"}
+    assert {(pair.query, pair.title) for pair in seen[0]} > {
+        (text, ITEMS[(n + 4) % 8][1]) for n, (_, text) in enumerate(QUERIES) if side_of(text) == "train" and n % 10 < 5
+    }  # what was shown and nobody judged, too
+
+
 def test_a_teacher_is_not_trained_on_half_of_the_chains(shop: Lake, tiny: str):
     config = Config(
         enabled=True,
@@ -341,6 +361,8 @@ def test_settings_that_do_not_fit_together_are_refused(tiny: str):
         Config(fine_tune=FineTune(enabled=True))
     with pytest.raises(ValidationError, match="asked for what it has learnt"):
         Config(teacher=chains, fine_tune=FineTune(enabled=True, answers="label_only"))
+    with pytest.raises(ValidationError, match="shows steps of chains"):
+        Config(teacher=local(tiny), fine_tune=FineTune(enabled=True, answers="label_only", contrast_share=1.0))
     with pytest.raises(ValidationError):
         Config(annotators=(TeacherConfig(),) * 3)
 

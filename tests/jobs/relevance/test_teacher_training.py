@@ -143,6 +143,26 @@ def test_scores_of_held_out_pairs_can_stop_the_training(lake: Lake, base: str):
         trained_teacher(Lake(lake.root / "second"), settings, base, both._replace(validation=only_good), READER)
 
 
+def test_contrasts_are_learnt_beside_judged_chains(lake: Lake, base: str, caplog: pytest.LogCaptureFixture):
+    unjudged = [QueryItem(f"{brand} chair", f"{brand.title()} Red Chair") for brand in ("acme", "bolt")]
+    with_contrasts = examples()._replace(unjudged=unjudged)
+    settings = SETTINGS.model_copy(update={"contrast_share": 0.5})
+    alone = weights_of(trained_teacher(Lake(lake.root / "alone"), SETTINGS, base, with_contrasts, READER))
+    with caplog.at_level(logging.INFO):
+        folder = trained_teacher(lake, settings, base, with_contrasts, READER)
+    assert "4 contrast chains, mismatches: category 0, brand 2, model 0, attributes 0" in caplog.text
+    assert "names a value of category or model or attributes that its item states, too" in caplog.text
+    assert weights_of(folder) != alone
+
+    training = teacher_training.Training.model_validate_json((folder / "training.json").read_text())
+    assert len(training.examples) == len(with_contrasts.train)  # contrasts follow from settings and texts
+    assert trained_teacher(lake, settings, base, with_contrasts, READER) == folder
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        trained_teacher(lake, SETTINGS, base, with_contrasts, READER)
+    assert "trained anew: contrast_share changed" in caplog.text
+
+
 def test_no_chains_no_teacher(lake: Lake, base: str):
     with pytest.raises(ValueError, match="no chain of a training query was kept"):
         trained_teacher(lake, SETTINGS, base, Examples([], chains("Acme"), None), READER)
