@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from embedders.fit_learn import GRADIENT_NORM_LIMIT, LEAST_RATE
-from embedders.mkd import RepresentationStudent, Student, TeacherSignal
+from embedders.mkd import RepresentationStudent, Student
 from embedders.mkd_batches import PairBatches
 from embedders.mkd_objective import LossWeights
 from embedders.mkd_steps import training_step
+from embedders.teacher_signal import TeacherSignal
 from embedders.trained_weights import copied
 
 NEW_WEIGHTS_RATE = 20.0

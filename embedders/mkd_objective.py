@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedders import mkd_losses as losses
-from embedders.mkd import InteractionOutputs, RepresentationOutputs, RepresentationStudent, TeacherSignal
+from embedders.mkd import InteractionOutputs, RepresentationOutputs, RepresentationStudent
 from embedders.mkd_contrast import contrasts
 from embedders.mkd_losses import UNKNOWN
+from embedders.teacher_signal import TeacherSignal
 
 
 @dataclass(frozen=True)

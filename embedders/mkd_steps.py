@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedders.mkd import InteractionStudent, RepresentationStudent, Student, TeacherSignal
+from embedders.mkd import InteractionStudent, RepresentationStudent, Student
 from embedders.mkd_losses import UNKNOWN
 from embedders.mkd_objective import LossWeights, SignalBatch, interaction_losses, representation_losses
 from embedders.student_encoder import TokenLists, padded_to_longest
+from embedders.teacher_signal import TeacherSignal
 
 
 class TrainingStep(Protocol):

@@ -19,10 +19,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedders.mkd import MATCH, MISMATCH, NOT_ASKED, TeacherSignal
 from embedders.mkd_losses import UNKNOWN
 from embedders.relevance_prompts import LABELS, STEPS, Facts, QueryItem, Reasoning
 from embedders.student_encoder import CitedSpans, Span
+from embedders.teacher_signal import MATCH, MISMATCH, NOT_ASKED, TeacherSignal
 from embedders.title_facts import singular, squashed
 
 CLASSED = ("category", "brand")

@@ -1,7 +1,7 @@
 """Settings of one student's training: [distill_relevance.interaction] and [distill_relevance.representation]."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -48,7 +48,7 @@ class RepresentationSettings(BaseModel, extra="forbid", frozen=True):
         from embedders.fit_mkd import MkdSettings  # here: torch takes seconds to import
         from embedders.mkd_objective import LossWeights
 
-        told: dict[str, Any] = self.model_dump()
+        told: dict[str, Any] = self.model_dump(exclude={"pooling"})  # of the student, not of the fit
         weights = LossWeights(**{name: told.pop(name) for name in WEIGHTS})
         if not is_scored:
             weights = replace(weights, alpha=0.0, alpha_list=0.0)
@@ -59,8 +59,10 @@ class InteractionSettings(RepresentationSettings):
     """How the cross-encoder is trained."""
 
     epochs: PositiveInt = 4
-    """Most passes over the pairs, the card's. It begins without knowing what a pair is: it wants several thousand pairs
-    and epochs to pass the representation student, and learns next to nothing from a thousand in one."""
+    """Most passes over the pairs, the card's. It wants thousands of pairs to pass the representation student."""
+    pooling: Literal["alignment", "first", "mean"] = "alignment"
+    """What stands for a pair: the first token's state and the alignment of the query's tokens with the item's, that
+    state alone (the card's; an encoder of single texts then knows nothing of pairs at first), or the mean of all."""
     batch_size: int = 16
     """Pairs a training step."""
     learning_rate: PositiveFloat = 1e-4

@@ -14,18 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from embedders.fit_mkd import EpochRow, Watch, fit_mkd
-from embedders.mkd import InteractionStudent, RepresentationStudent, Student, TeacherSignal
+from embedders.mkd import InteractionStudent, RepresentationStudent, Student
 from embedders.mkd_calibration import calibrate
 from embedders.mkd_model import MkdModel
 from embedders.ranking_metrics import roc_auc
 from embedders.reasoning_targets import FactClasses, signal_of
 from embedders.relevance_prompts import QueryItem, parse
+from embedders.teacher_signal import TeacherSignal
 from jobs.checkpoint import Checkpoint
 from jobs.lake import Lake
 from jobs.progress import progress_bar
 from jobs.relevance.distilled_pairs import PROMPT, LearntPairs, described
 from jobs.relevance.fitted_students import LEARNT_FROM_FILE, MODELS, Kind, sha256_of_student
-from jobs.relevance.student_settings import RepresentationSettings
+from jobs.relevance.student_settings import InteractionSettings, RepresentationSettings
 from ranker.recalibration import PlattMap, fit_recalibration
 
 logger = logging.getLogger(__name__)
@@ -167,13 +168,16 @@ def _signal(train: pl.DataFrame) -> tuple[TeacherSignal, tuple[int, ...]]:
 
 def _fresh(run: TrainingRun, num_classes: tuple[int, ...]) -> Student:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if run.kind == "interaction":
-        return InteractionStudent.pretrained(run.backbone, max_tokens=run.max_tokens, seed=run.seed).to(device)
+    if isinstance(run.settings, InteractionSettings):
+        cross_encoder = InteractionStudent.pretrained(
+            run.backbone, pooling=run.settings.pooling, max_tokens=run.max_tokens, seed=run.seed
+        )
+        return cross_encoder.to(device)
     heads = num_classes if run.settings.beta else ()
-    student = RepresentationStudent.pretrained(
+    bi_encoder = RepresentationStudent.pretrained(
         run.backbone, num_classes=heads, max_tokens=run.max_tokens, seed=run.seed
     )
-    return student.to(device)
+    return bi_encoder.to(device)
 
 
 def _calibrate(

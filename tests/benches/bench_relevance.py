@@ -21,7 +21,8 @@ Rows
                 less a final s. "share": divided by what a title with every word of the query could reach at most, which
                 makes scores of a long and of a short query alike
     zero-shot   cosine of the frozen encoder's vectors
-    labels      a student (cross-encoder or bi-encoder on MiniLM) that learns relevant or not, nothing else
+    labels      a student (cross-encoder or bi-encoder on MiniLM) that learns relevant or not, nothing else. A
+                cross-encoder has the alignment of `embedders.mkd`, unless it is one "by its first token"
     grades      the same on the mean grade, (grade - 1) / 2 as the probability of good: it tells more than two labels
     rules       labels, and the steps that `embedders.built_chains` reads off query and title; brands are learnt from
                 training titles. The rules are not told the label
@@ -50,7 +51,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -64,8 +65,9 @@ from embedders.ranking_metrics import Judgements, RankingMetrics, ranking_metric
 
 if TYPE_CHECKING:
     from embedders.fit_mkd import MkdSettings
-    from embedders.mkd import Student, TeacherSignal
+    from embedders.mkd import Student
     from embedders.relevance_prompts import QueryItem, Reasoning
+    from embedders.teacher_signal import TeacherSignal
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "homedepot_relevance"
 METRICS = RankingMetrics._fields
@@ -184,7 +186,7 @@ UNTRAINED: dict[str, Callable[[Pairs, NDArray[np.int64]], NDArray[np.float64]]] 
 
 # ---------------------------------------------------------------------------------------------------------- students
 
-Kind = Literal["cross-encoder", "bi-encoder"]
+Kind = Literal["cross-encoder", "cross-encoder by its first token", "bi-encoder"]
 Source = Literal["labels", "grades", "rules", "told rules", "score", "reasoning"]
 
 
@@ -276,7 +278,7 @@ def settings_for(kind: Kind, source: Source, seed: int, arguments: argparse.Name
 
     from embedders.fit_mkd import INTERACTION, REPRESENTATION
 
-    settings = INTERACTION if kind == "cross-encoder" else REPRESENTATION
+    settings = REPRESENTATION if kind == "bi-encoder" else INTERACTION
     teaches, reasons = source in ("score", "reasoning"), source in ("rules", "told rules", "reasoning")
     weights = replace(
         settings.weights,
@@ -302,11 +304,12 @@ def student_of(kind: Kind, num_classes: tuple[int, ...], seed: int) -> Student:
     """MiniLM with new heads."""
     import torch
 
-    from embedders.mkd import InteractionStudent, RepresentationStudent
+    from embedders.mkd import InteractionStudent, PairPooling, RepresentationStudent
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cross-encoder":
-        return InteractionStudent.pretrained("minilm", seed=seed).to(device)
+    if kind != "bi-encoder":
+        pooling: PairPooling = "alignment" if kind == "cross-encoder" else "first"
+        return InteractionStudent.pretrained("minilm", pooling=pooling, seed=seed).to(device)
     return RepresentationStudent.pretrained("minilm", num_classes=num_classes, seed=seed).to(device)
 
 
@@ -365,7 +368,7 @@ def run_students(pairs: Pairs, arguments: argparse.Namespace) -> None:
         keep(arguments.out, f"teacher {teacher.name}", 0, pairs, lambda rows: teacher.scores(pairs, rows), {})
     judged_N = np.isfinite(among.scores(pairs, np.arange(len(pairs.grade_N)))) if arguments.only_asked else None
     sources: tuple[Source, ...] = ("score", "reasoning") if teacher else ("labels", "grades", "rules", "told rules")
-    for kind in ("cross-encoder", "bi-encoder"):
+    for kind in get_args(Kind):
         for source in sources:
             name = f"{kind}, {source}" + (f" of {teacher.name}" if teacher else "")
             name += "" if arguments.train_pairs is None else f", {arguments.train_pairs} pairs"

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from embedders.fit_mkd import INTERACTION, REPRESENTATION, EpochRow, MkdSettings, Watch, fit_mkd
-from embedders.mkd import InteractionStudent, RepresentationStudent, Student, TeacherSignal
+from embedders.mkd import InteractionStudent, RepresentationStudent, Student
 from embedders.mkd_model import MkdModel
 from embedders.mkd_objective import LossWeights
 from embedders.student_encoder import CitedSpans
+from embedders.teacher_signal import TeacherSignal
 
 KINDS, COLOURS = ["drill", "saw", "lamp"], ["red", "blue", "green"]
 NUM = 48

@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
-from embedders.mkd import MATCH, InteractionStudent, RepresentationStudent, Student, TeacherSignal
+from embedders.mkd import InteractionStudent, RepresentationStudent, Student, alignment
 from embedders.mkd_losses import UNKNOWN
 from embedders.mkd_model import MkdModel
-from embedders.student_encoder import CitedSpans
+from embedders.student_encoder import CitedSpans, load_encoder
+from embedders.teacher_signal import MATCH, TeacherSignal
 
 WORDS = ["red", "blue", "drill", "saw", "makita", "cordless"]
 PAIRS = [("red drill", "makita drill red"), ("saw", "blue saw"), ("red drill", "blue cordless saw"), ("saw", "saw")]
@@ -140,7 +141,10 @@ def test_training_outputs_and_forward_agree(folder: Path) -> None:
 
 def test_heads_have_a_seed_and_leave_the_callers_generator_alone(folder: Path) -> None:
     state = torch.get_rng_state()
-    one, same, other = (InteractionStudent.pretrained(str(folder), seed=seed).label_head.weight for seed in (0, 0, 1))
+    one, same, other = (
+        torch.cat([weight.flatten() for weight in InteractionStudent.pretrained(str(folder), seed=seed).parameters()])
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state)
@@ -149,6 +153,49 @@ def test_heads_have_a_seed_and_leave_the_callers_generator_alone(folder: Path) -
 def test_pooling_by_the_mean_reads_all_tokens(folder: Path) -> None:
     first, mean = (InteractionStudent.pretrained(str(folder), pooling=way).eval() for way in ("first", "mean"))  # type: ignore[arg-type]
     assert not torch.equal(first(*inputs(first)), mean(*inputs(mean)))
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+@torch.no_grad()
+def test_an_untrained_student_goes_by_the_alignment_alone(num_labels: int, folder: Path) -> None:
+    student = InteractionStudent.pretrained(str(folder), num_labels=num_labels).eval()
+    ids_NL, mask_NL, segment_NL = inputs(student)
+    states_NLD = student.encoder(input_ids=ids_NL, attention_mask=mask_NL.long(), token_type_ids=segment_NL)[0]
+    by_hand = []
+    for states_LD, is_there, of_item in zip(states_NLD, mask_NL.bool(), segment_NL.bool(), strict=True):
+        query, item = states_LD[1:][(is_there & ~of_item)[1:]], states_LD[is_there & of_item]
+        best = [max(float(torch.cosine_similarity(one, other, dim=0)) for other in item) for one in query]
+        by_hand.append(sum(best) / len(best))
+    assert len({round(one, 4) for one in by_hand}) == len(PAIRS)
+    found_N = alignment(states_NLD, mask_NL.bool(), segment_NL.bool())
+    assert found_N.tolist() == pytest.approx(by_hand, abs=1e-5)
+    logit_NK = student(ids_NL, mask_NL, segment_NL)
+    log_odds_N = logit_NK[:, -1] - logit_NK[:, 0]
+    assert log_odds_N.tolist() == pytest.approx([8 * one - 5.6 for one in by_hand], abs=1e-4)
+    assert torch.equal(log_odds_N.argsort(), found_N.argsort())
+
+
+def test_an_alignment_learns(folder: Path) -> None:
+    student = with_heads("interaction", folder)
+    student(*inputs(student))[:, 1].sum().backward()
+    assert student.label_head.weight.grad is not None  # type: ignore[union-attr]
+    assert student.label_head.weight.grad[1].abs().min() > 0  # type: ignore[union-attr]
+    assert all(
+        weight.grad is not None and weight.grad.abs().sum() > 0
+        for name, weight in student.encoder.named_parameters()
+        if "word_embeddings" in name
+    )
+
+
+def test_without_segments_there_is_no_alignment(folder: Path) -> None:
+    encoder, reader = load_encoder(str(folder), max_tokens=16)
+    reader.has_segments = False
+    with pytest.raises(ValueError, match=r'no segments(.|\n)*give pooling = "first"'):
+        InteractionStudent(encoder, reader)
+    student = InteractionStudent(encoder, reader, pooling="first").eval()
+    tokens = student.reader.padded(student.reader.pairs(PAIRS), range(4))
+    assert tokens.segment_NL is None
+    assert student(*tokens).shape == (4, 2)
 
 
 # the signal -----------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from embedders.mkd import InteractionOutputs, RepresentationOutputs, RepresentationStudent, TeacherSignal
+from embedders.mkd import InteractionOutputs, RepresentationOutputs, RepresentationStudent
 from embedders.mkd_objective import LossWeights, SignalBatch, interaction_losses, representation_losses
 from embedders.student_encoder import TextReader
+from embedders.teacher_signal import TeacherSignal
 
 SIGNAL = TeacherSignal.of(
     np.array([4, 4, 9]),

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from embedders.fit_mkd import MkdSettings, fit_mkd
-from embedders.mkd import InteractionStudent, RepresentationStudent, Student, TeacherSignal
+from embedders.mkd import InteractionStudent, RepresentationStudent, Student
 from embedders.mkd_model import MkdModel
 from embedders.mkd_objective import LossWeights
 from embedders.student_encoder import CitedSpans
+from embedders.teacher_signal import TeacherSignal
 
 NUM_EACH, NUM_OTHER, NUM_LABELLED = 3, 4, 60
 WORDS = [f"{name}{n}" for name in ("kind", "maker", "word") for n in range(max(NUM_EACH, NUM_OTHER))]

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from embedders.mkd import MATCH, MISMATCH, NOT_ASKED
 from embedders.mkd_losses import UNKNOWN
 from embedders.reasoning_targets import FactClasses, cited_spans, matches_of, signal_of
 from embedders.relevance_prompts import Facts, QueryItem, Reasoning
+from embedders.teacher_signal import MATCH, MISMATCH, NOT_ASKED
 
 
 def chain(**changed) -> Reasoning:
