@@ -85,15 +85,4 @@ def run(lake: Lake, config: Config) -> None:
             chunk_size=config.chunk_size,
             chunks_per_commit=CHUNKS_PER_COMMIT,
         )
-    seconds = time.monotonic() - started
-    logger.info(
-        "embed_users_learn: %s histories from %s on: %s embedded, %s left as they are, %s without any item vector, "
-        "%.1f s, %.0f histories/s",
-        f"{counts.histories:_}",
-        f"{fitted.trained_through:%Y-%m-%d}",
-        f"{counts.embedded:_}",
-        f"{counts.kept:_}",
-        f"{counts.without_vector:_}",
-        seconds,
-        counts.embedded / max(seconds, 1e-9),
-    )
+    logger.info("embed_users_learn: %s", counts.told(fitted.trained_through, time.monotonic() - started))

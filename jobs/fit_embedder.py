@@ -20,11 +20,11 @@ import logging
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import dataframely as dy
 import polars as pl
-from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from embedders.fingerprint import Fingerprint
 from feature_repo.table_schemas import EmbedderCurves, Impressions, ItemContentEmbeddings, LearnAttention
@@ -32,7 +32,7 @@ from jobs.content_vectors import content_keys, known_rows, newest_known
 from jobs.fitted_embedder import fitted_learn
 from jobs.interaction_sequences import InteractionLog, LogSpan, open_log
 from jobs.lake import Lake
-from jobs.training_window import how_far_moved, trained_through, why_anew
+from jobs.training_window import TrainingWindow, how_far_moved, trained_through, why_anew
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +47,12 @@ CONTENT_IDENTITY = ("item_content_vector_id", "item_content_hash")
 WITHOUT_LEARN = "do without LEARN: [fit_embedder] enabled = false"
 
 
-class Config(BaseModel, extra="forbid", frozen=True):
+class Config(TrainingWindow, extra="forbid", frozen=True):
     """What is learnt from, how large the network is, how long it trains."""
 
     enabled: bool = True
     """False: this lake does without LEARN. Its tables are written empty, and feature services and rankers that need it
     are left out of [build_training_set] and [train_ranker] wherever those do not name their own."""
-    trained_through: AwareDatetime | None = None
-    """The model sees the interactions before this time, such as 2025-06-01T00:00:00Z; by default `trained_share`."""
-    trained_share: float = Field(0.5, gt=0.0, le=1.0)
-    """Share of the log's span that is learnt from, cut down to a midnight UTC. What comes after it trains the ranker,
-    which must meet the vectors as they will be served: of a model that has not seen the clicks it is to predict."""
-    validation_share: float = Field(0.1, ge=0.0, lt=1.0)
-    """Share of the time learnt from that is held out at its end, for early stop. 0: all epochs are trained."""
-    refit_after_days: NonNegativeInt = 30
-    """With `trained_share`: a model is kept until the cut has moved so many days; a refit writes all vectors anew."""
     shape: Literal["tiny", "small", "amazon", "paper"] = "small"
     """Size of the network: `small` is for a CPU, `paper` is as published (12 layers, 768 wide) and needs a GPU."""
     item_tower: Literal["sequence", "single", "content"] = "sequence"
@@ -85,15 +76,6 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """K of R@K."""
     seed: NonNegativeInt = 0
     """Of the weights, of the order, of every sample."""
-    memory_limit: str = Field(default="2GB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
-    """Memory that DuckDB may use to sort the interactions; beyond it, it spills to disk, inside the lake."""
-
-    def settings(self) -> dict[str, Any]:
-        """What makes another model of the same data, as plain values."""
-        settings: dict[str, Any] = self.model_dump(mode="json", exclude={"enabled", "refit_after_days", "memory_limit"})
-        if self.trained_through is not None:
-            del settings["trained_share"]
-        return settings
 
 
 class TrainingInputs(NamedTuple):

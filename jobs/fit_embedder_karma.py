@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import dataframely as dy
 import polars as pl
-from pydantic import AwareDatetime, BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from embedders.fingerprint import Fingerprint, sha256_of_files
 from embedders.model_files import find_model_files
@@ -43,7 +43,7 @@ from jobs.interaction_sequences import InteractionLog, LogSpan, open_log
 from jobs.karma_items import known_pairs
 from jobs.karma_log import search_digest, use_queries
 from jobs.lake import Lake
-from jobs.training_window import how_far_moved, trained_through, why_anew
+from jobs.training_window import TrainingWindow, how_far_moved, trained_through, why_anew
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ ROWS_HASHED_AT_ONCE = 200_000
 WITHOUT_KARMA = "do without KARMA: [fit_embedder_karma] enabled = false"
 
 
-class Config(BaseModel, extra="forbid", frozen=True):
+class Config(TrainingWindow, extra="forbid", frozen=True):
     """What is learnt from, which language model learns it, how long it trains."""
 
     enabled: bool = False
@@ -67,14 +67,6 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """The first so many blocks of it; by default all. Fewer are faster in proportion."""
     low_rank: PositiveInt | None = None
     """Rank of LoRA adapters in the language model (needs the package peft); by default all its weights are trained."""
-    trained_through: AwareDatetime | None = None
-    """The model sees the interactions before this time, such as 2025-06-01T00:00:00Z; by default `trained_share`."""
-    trained_share: float = Field(0.5, gt=0.0, le=1.0)
-    """Share of the log's span that is learnt from, cut down to a midnight UTC. What comes after trains the ranker."""
-    validation_share: float = Field(0.1, ge=0.0, lt=1.0)
-    """Share of the time learnt from that is held out at its end, for early stop. 0: all epochs are trained."""
-    refit_after_days: NonNegativeInt = 30
-    """With `trained_share`: a model is kept until the cut has moved so many days; a refit writes all vectors anew."""
     max_users: PositiveInt | None = 1_000
     """Learn from a sample of so many users. Language-model time on one CPU core is some 8 minutes a thousand users and
     epoch with `smollm2`, 4 with its first 4 blocks, less than half of it in bfloat16 where the CPU has AMX."""
@@ -144,15 +136,6 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """K of R@K."""
     seed: NonNegativeInt = 0
     """Of the weights, of the order, of every sample."""
-    memory_limit: str = Field(default="2GB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
-    """Memory that DuckDB may use to sort the log; beyond it, it spills to disk, inside the lake."""
-
-    def settings(self) -> dict[str, Any]:
-        """What makes another model of the same data, as plain values."""
-        settings: dict[str, Any] = self.model_dump(mode="json", exclude={"enabled", "refit_after_days", "memory_limit"})
-        if self.trained_through is not None:
-            del settings["trained_share"]
-        return settings
 
 
 class TrainingInputs(NamedTuple):

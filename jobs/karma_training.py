@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -38,6 +36,7 @@ from jobs.karma_log import write_search_log
 from jobs.karma_texts import TITLE_TOKENS, titles_of, tokenised
 from jobs.karma_validation import MOST_VALIDATION_USERS, HeldOutKarma
 from jobs.lake import Lake
+from jobs.model_folders import keep_only, write_model
 from jobs.progress import progress_bar
 from jobs.training_window import LEAST_USERS
 
@@ -254,12 +253,12 @@ def _put_in_place(
         dtype=model.precision,
     )
     name = fingerprint.digest()[:16]
-    with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:
-        made = Path(aside) / name
-        model.save(made / "serving")
-        KarmaDecoder.of_network(network).save(made / "decoder")
-        shutil.rmtree(models / name, ignore_errors=True)
-        made.rename(models / name)
+
+    def save(folder: Path) -> None:
+        model.save(folder / "serving")
+        KarmaDecoder.of_network(network).save(folder / "decoder")
+
+    write_model(models, name, save)
     best = next(row for row in curve if row.is_best)
     lake.write(KarmaAttention, attention, metadata={"folder": f"{MODELS}/{name}"})
     lake.write(
@@ -280,10 +279,7 @@ def _put_in_place(
             "seconds": round(seconds, 3),
         },
     )
-    for old in models.iterdir():
-        if old.is_dir() and old.name != name:
-            shutil.rmtree(old)
-    (models / UNFINISHED).unlink(missing_ok=True)
+    keep_only(models, name)
     logger.info(
         "fit_embedder_karma: %s, trained through %s: %s at epoch %d of %d, %.1f s",
         fingerprint,

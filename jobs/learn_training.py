@@ -1,8 +1,6 @@
 """The training run of `fit_embedder`: arrays in scratch, epochs with checkpoints, the model in a folder of its own."""
 
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +24,7 @@ from jobs.fitted_embedder import MODELS, sha256_of_model
 from jobs.interaction_sequences import LEAST_INTERACTIONS, InteractionCounts, InteractionLog
 from jobs.lake import Lake
 from jobs.learn_validation import HeldOutUsers
+from jobs.model_folders import keep_only, write_model
 from jobs.progress import progress_bar
 from jobs.training_window import LEAST_USERS
 
@@ -179,10 +178,7 @@ def _put_in_place(
         weights_sha256=weights_sha256, dimension=model.output_dim, trained_through=through
     )
     name = fingerprint.digest()[:16]
-    with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:
-        model.save(Path(aside) / name)
-        shutil.rmtree(models / name, ignore_errors=True)
-        (Path(aside) / name).rename(models / name)
+    write_model(models, name, model.save)
     best = next(row for row in curve if row.is_best)
     frame = pl.DataFrame([{"method": METHOD, **row._asdict()} for row in curve], schema=_curve_types())
     lake.write(LearnAttention, attention, metadata={"folder": f"{MODELS}/{name}"})
@@ -202,10 +198,7 @@ def _put_in_place(
             "seconds": round(seconds, 3),
         },
     )
-    for old in models.iterdir():
-        if old.is_dir() and old.name != name:
-            shutil.rmtree(old)
-    (models / UNFINISHED).unlink(missing_ok=True)
+    keep_only(models, name)
     recall_text = "not judged" if best.validation_recall is None else f"{best.validation_recall:.4f}"
     logger.info(
         "fit_embedder: %s, trained through %s: R@%d %s at epoch %d of %d, %.1f s",

@@ -8,10 +8,35 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
+from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt
+
 from jobs.interaction_sequences import LogSpan
 
 LEAST_USERS = 50
 """With fewer there are too few negatives for any batch to teach much [NF->P]."""
+
+
+class TrainingWindow(BaseModel, extra="forbid", frozen=True):
+    """Settings that every embedding model has: the part of the log that it learns from."""
+
+    trained_through: AwareDatetime | None = None
+    """The model sees the interactions before this time, such as 2025-06-01T00:00:00Z; by default `trained_share`."""
+    trained_share: float = Field(0.5, gt=0.0, le=1.0)
+    """Share of the log's span that is learnt from, cut down to a midnight UTC. What comes after it trains the ranker,
+    which must meet the vectors as they will be served: of a model that has not seen the clicks it is to predict."""
+    validation_share: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of the time learnt from that is held out at its end, for early stop. 0: all epochs are trained."""
+    refit_after_days: NonNegativeInt = 30
+    """With `trained_share`: a model is kept until the cut has moved so many days; a refit writes all vectors anew."""
+    memory_limit: str = Field(default="2GB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
+    """Memory that DuckDB may use to sort the interactions; beyond it, it spills to disk, inside the lake."""
+
+    def settings(self) -> dict[str, Any]:
+        """What makes another model of the same data, as plain values."""
+        settings = self.model_dump(mode="json", exclude={"enabled", "refit_after_days", "memory_limit"})
+        if self.trained_through is not None:
+            del settings["trained_share"]
+        return settings
 
 
 class Fitted(Protocol):

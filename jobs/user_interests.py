@@ -77,6 +77,19 @@ class Counts(NamedTuple):
     without_vector: int
     cancelled: int
 
+    def told(self, since: datetime, seconds: float) -> str:
+        """In a log line's words.
+
+        Args:
+            since: histories from then on.
+            seconds: that they took.
+        """
+        return (
+            f"{self.histories:_} histories from {since:%Y-%m-%d} on: {self.embedded:_} embedded, {self.kept:_} left as "
+            f"they are, {self.without_vector:_} without any item vector, {seconds:.1f} s, "
+            f"{self.embedded / max(seconds, 1e-9):.1f} histories/s"
+        )
+
 
 def bring_up_to_date(
     lake: Lake,

@@ -1,8 +1,6 @@
 """The training run of `distill_relevance`: pairs in, a calibrated student in a folder of its own out."""
 
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +21,7 @@ from embedders.relevance_prompts import QueryItem, parse
 from embedders.teacher_signal import TeacherSignal
 from jobs.checkpoint import Checkpoint
 from jobs.lake import Lake
+from jobs.model_folders import write_model
 from jobs.progress import progress_bar
 from jobs.relevance.distilled_pairs import PROMPT, LearntPairs, described
 from jobs.relevance.fitted_students import LEARNT_FROM_FILE, MODELS, Kind, sha256_of_student
@@ -199,13 +198,12 @@ def _calibrate(
 def _put_in_place(lake: Lake, run: TrainingRun, model: MkdModel, pairs: LearntPairs) -> dict[str, Any]:
     """Write the student into a folder of its own."""
     models = lake.folder(MODELS)
-    folder = models / run.digest[:16] / run.kind
-    folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:
-        model.save(Path(aside) / run.kind)
-        pl.DataFrame({"pair": pairs.hashes()}).write_parquet(Path(aside) / run.kind / LEARNT_FROM_FILE)
-        shutil.rmtree(folder, ignore_errors=True)
-        (Path(aside) / run.kind).rename(folder)
+
+    def save(folder: Path) -> None:
+        model.save(folder)
+        pl.DataFrame({"pair": pairs.hashes()}).write_parquet(folder / LEARNT_FROM_FILE)
+
+    folder = write_model(models, f"{run.digest[:16]}/{run.kind}", save)
     through = None if pairs.labels_through is None else pairs.labels_through.isoformat()
     is_bi_encoder = run.kind == "representation"
     return {

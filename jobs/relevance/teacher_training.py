@@ -8,8 +8,6 @@ last epoch.
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +31,7 @@ from embedders.relevance_prompts import PROMPT_VERSION, STEPS, QueryItem, Reason
 from embedders.title_facts import TitleReader
 from jobs.checkpoint import UNFINISHED, Checkpoint
 from jobs.lake import Lake
+from jobs.model_folders import keep_only, write_model
 from jobs.progress import progress_bar
 from jobs.relevance.fine_tune_settings import FineTune
 
@@ -282,10 +281,10 @@ def _put_in_place(
 ) -> Path:
     """Write the model into a folder of its own, then remove what was there before."""
     models = lake.folder(MODELS)
-    folder = models / identity[:16]
-    named = RelevanceTeacher(replace(teacher.lm, model_id=folder.name), teacher.reader)
-    with tempfile.TemporaryDirectory(dir=models, prefix=".") as aside:
-        made = Path(aside) / folder.name
+    name = identity[:16]
+    named = RelevanceTeacher(replace(teacher.lm, model_id=name), teacher.reader)
+
+    def save(made: Path) -> None:
         named.save(made)
         training = Training(
             made_from=made_from,
@@ -295,12 +294,9 @@ def _put_in_place(
             curve=[row._asdict() for row in curve],
         )
         (made / TRAINING).write_text(training.model_dump_json(indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
-    for old in models.iterdir():
-        if old.is_dir() and old != folder:
-            shutil.rmtree(old)
-    (models / UNFINISHED).unlink(missing_ok=True)
+
+    folder = write_model(models, name, save)
+    keep_only(models, name)
     return folder
 
 
