@@ -65,8 +65,9 @@ class InteractionSettings(RepresentationSettings):
     state alone (the card's; an encoder of single texts then knows nothing of pairs at first), or the mean of all."""
     batch_size: int = 16
     """Pairs a training step."""
-    learning_rate: PositiveFloat = 1e-4
-    """Of the encoder at its peak. 2e-5 is the card's, for many more steps than there are by default."""
+    learning_rate: PositiveFloat = 5e-5
+    """Of the encoder at its peak. 2e-5 is the card's, for many more steps than there are by default. As with the
+    bi-encoder, more pays where labels are plain and harms where they are noisy (DECISIONS.md)."""
     alpha_list: NonNegativeFloat = 0.0
     """Of how the teacher orders a query's items. The card has it for the representation student only."""
     gamma: NonNegativeFloat = 0.1
