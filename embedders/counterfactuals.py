@@ -100,52 +100,57 @@ def changed_pairs(pairs: Sequence[QueryItem], step: str, *, reader: TitleReader,
     """
     rng = np.random.default_rng([seed, STEPS.index(step)])
     found: dict[int, Stated] = {}
+    values: dict[str, set[str]] = {}
     for number, pair in enumerate(pairs):
         if (value := stated(pair, step, reader=reader)) is not None:
             found[number] = value
+            values.setdefault(value.kind, set()).add(value.value)
+    of_kind = {kind: sorted(some) for kind, some in values.items()}
     for number in rng.permutation(sorted(found)):
         pair, value = pairs[number], found[int(number)]
-        if others := sorted({one.value for one in found.values() if one.kind == value.kind} - {value.value}):
+        if others := [one for one in of_kind[value.kind] if one != value.value]:
             after = flipped(pair, step, others[rng.integers(len(others))], reader=reader)
             if after is not None:
                 yield Changed(pair, after)
 
 
-def contrast_chains(
-    pairs: Sequence[QueryItem], most: int, *, reader: TitleReader, seed: int = 0
-) -> list[tuple[QueryItem, Reasoning]]:
-    """Chains by rules of pairs as they are, a step of which says match, and of the same pairs changed, where that step
-    says mismatch and the others what they said.
+class Contrast(NamedTuple):
+    """A pair whose chain says match at a step, and the pair changed, whose chain says mismatch there and nothing else
+    that differs; labels are what the rules say.
+    """
+
+    step: str
+    as_it_is: tuple[QueryItem, Reasoning]
+    changed: tuple[QueryItem, Reasoning]
+
+
+def contrasts(pairs: Sequence[QueryItem], most: int, *, reader: TitleReader, seed: int = 0) -> list[Contrast]:
+    """Chains by rules of pairs as they are and changed.
 
     Args:
-        pairs: of training queries; nobody needs to have judged them.
-        most: how many chains; the steps take turns while they have any, so that rare ones are not left behind.
+        pairs: of training queries; nobody needs to have judged them. Where people said what rules would not, the rules'
+            chain of the pair as it is contradicts them: leave such pairs out.
+        most: how many; the steps take turns while they have any, so that rare ones are not left behind.
         reader: what the rules know.
         seed: of which pairs are taken, and of what is changed into what.
-
-    Returns:
-        at most `most` pairs with chains, a pair and its change one after the other; labels are what the rules say.
     """
     left = {step: _contrasts(pairs, step, reader, seed) for step in STEPS}
-    made: list[tuple[QueryItem, Reasoning]] = []
-    while left and len(made) + 1 < most:
+    made: list[Contrast] = []
+    while left and len(made) < most:
         for step in tuple(left):
-            if (both := next(left[step], None)) is None:
+            if (one := next(left[step], None)) is None:
                 del left[step]
-            elif len(made) + 1 < most:
-                made += both
+            elif len(made) < most:
+                made.append(one)
     return made
 
 
-def _contrasts(
-    pairs: Sequence[QueryItem], step: str, reader: TitleReader, seed: int
-) -> Iterator[list[tuple[QueryItem, Reasoning]]]:
+def _contrasts(pairs: Sequence[QueryItem], step: str, reader: TitleReader, seed: int) -> Iterator[Contrast]:
     for before, after in changed_pairs(pairs, step, reader=reader, seed=seed):
         as_it_is, changed = built_chain(before, reader=reader), built_chain(after, reader=reader)
-        if matches_of(as_it_is)[step] == "match" and matches_of(changed) == {**matches_of(as_it_is), step: "mismatch"}:
-            yield [(before, as_it_is), (after, changed)]
+        if _matches(as_it_is)[step] == "match" and _matches(changed) == {**_matches(as_it_is), step: "mismatch"}:
+            yield Contrast(step, (before, as_it_is), (after, changed))
 
 
-def matches_of(chain: Reasoning) -> dict[str, Match]:
-    """Comparison by step."""
+def _matches(chain: Reasoning) -> dict[str, Match]:
     return dict(zip(STEPS, chain.matches(), strict=True))

@@ -72,7 +72,7 @@ class InteractionStudent(nn.Module):
         pooling: what stands for the pair; all but `first` are ours [NF->P].
 
     Raises:
-        ValueError: the alignment is asked for, and the encoder has no segments that tell query and item apart.
+        ValueError: the alignment is asked for, and neither segments nor the tokenizer tell query and item apart.
     """
 
     def __init__(
@@ -85,10 +85,11 @@ class InteractionStudent(nn.Module):
         pooling: PairPooling = "alignment",
     ) -> None:
         super().__init__()
-        if pooling == "alignment" and not reader.has_segments:
+        if pooling == "alignment" and not reader.tells_item_tokens:
             raise ValueError(
-                "InteractionStudent: this encoder has no segments (token_type_ids), so the query's tokens cannot be "
-                'told from the item\'s and not be aligned: give pooling = "first", or another encoder'
+                f"InteractionStudent: {type(reader.tokenizer).__name__} does not tell which tokens are the item's, so "
+                "those of the query cannot be aligned with them: give a model with a tokenizer.json, or pooling = "
+                '"first" ([distill_relevance.interaction])'
             )
         self.encoder, self.reader, self.pooling = encoder, reader, pooling
         width = encoder_width(encoder)
@@ -118,7 +119,7 @@ class InteractionStudent(nn.Module):
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor, segment_NL: Tensor | None = None) -> Tensor:
         """Logits of the labels [N, K], float32: what is served."""
-        return self._logits(_states(self.encoder, ids_NL, mask_NL, segment_NL), mask_NL, segment_NL)
+        return self._logits(self._states(ids_NL, mask_NL, segment_NL), mask_NL, segment_NL)
 
     def training_outputs(self, tokens: Tokens) -> InteractionOutputs:
         """Logits and what the reasoning heads say.
@@ -128,7 +129,7 @@ class InteractionStudent(nn.Module):
         """
         if self.reasoning_heads is None:
             raise ValueError("this student has no reasoning heads (it was made for serving): make it with num_steps")
-        hidden_NLD = _states(self.encoder, *tokens)
+        hidden_NLD = self._states(*tokens)
         with _float32(hidden_NLD):
             pooled_ND = self._pooled(hidden_NLD, tokens.mask_NL)
             match_NA2 = self.reasoning_heads["steps"](pooled_ND).unflatten(1, (-1, 2))
@@ -139,12 +140,15 @@ class InteractionStudent(nn.Module):
         """The same student without reasoning heads; shares its weights."""
         return _without_heads(self)
 
+    def _states(self, ids_NL: Tensor, mask_NL: Tensor, segment_NL: Tensor | None) -> Tensor:
+        return _states(self.encoder, ids_NL, mask_NL, segment_NL if self.reader.has_segments else None)
+
     def _logits(self, hidden_NLD: Tensor, mask_NL: Tensor, segment_NL: Tensor | None) -> Tensor:
         with _float32(hidden_NLD):
             pooled_ND = self._pooled(hidden_NLD, mask_NL)
             if self.pooling != "alignment":
                 return self.label_head(pooled_ND)
-            assert segment_NL is not None, "a reader with segments gives them"
+            assert segment_NL is not None, "a reader that tells the item's tokens gives them"
             alignment_N = alignment(hidden_NLD.float(), mask_NL.bool(), segment_NL.bool())
             return self.label_head(torch.cat([pooled_ND, alignment_N.unsqueeze(1)], dim=1))
 
@@ -205,10 +209,12 @@ Student = InteractionStudent | RepresentationStudent
 def alignment(hidden_NLD: Tensor, mask_NL: Tensor, item_NL: Tensor) -> Tensor:
     """How well the tokens of the query find one of the item's: mean over them of their best cosine, in [-1, 1]. [N]
 
+    Where segments tell the texts apart, the token that ends each counts with it; that lifts all pairs about alike.
+
     Args:
         hidden_NLD: states of pairs read together.
         mask_NL: bool, tokens that are there; the first is of no text.
-        item_NL: bool, tokens of the item.
+        item_NL: bool, tokens of the item; all others but the first are the query's.
     """
     unit_NLD = functional.normalize(hidden_NLD, dim=-1)
     of_item_NL = mask_NL & item_NL

@@ -43,7 +43,7 @@ class Tokens(NamedTuple):
     ids_NL: Tensor
     mask_NL: Tensor
     segment_NL: Tensor | None
-    """1 for the item's tokens; None where the model has no segments."""
+    """1 for the item's tokens; None of single texts, and where the tokenizer cannot tell them."""
 
     def to(self, device: torch.device) -> "Tokens":
         """The same on a device."""
@@ -69,11 +69,16 @@ class TextReader:
     Args:
         tokenizer: of the encoder.
         max_tokens: read of a text, or of both texts of a pair together.
-        has_segments: the encoder tells the two texts of a pair apart by segment ids, too.
+        has_segments: the encoder reads segment ids that tell the two texts of a pair apart.
     """
 
     def __init__(self, tokenizer: Any, *, max_tokens: int, has_segments: bool) -> None:
         self.tokenizer, self.max_tokens, self.has_segments = tokenizer, max_tokens, has_segments
+
+    @property
+    def tells_item_tokens(self) -> bool:
+        """Whether the tokens of a pair's item are known: to the encoder by its segments, or to the tokenizer alone."""
+        return self.has_segments or bool(self.tokenizer is not None and self.tokenizer.is_fast)
 
     def texts(self, texts: Sequence[str]) -> TokenLists:
         """Tokens of each text alone."""
@@ -105,12 +110,16 @@ class TextReader:
             ids.extend(np.asarray(one, np.int64) for one in encoded["input_ids"])
             if self.has_segments:
                 segments.extend(np.asarray(one, np.int64) for one in encoded["token_type_ids"])
+            elif self.tells_item_tokens:
+                segments.extend(
+                    np.array([of == 1 for of in encoded.sequence_ids(row)], np.int64) for row in range(len(chunk))
+                )
             if cited is not None:
                 highlights.extend(
                     _highlight(encoded.sequence_ids(row), encoded["offset_mapping"][row], cited[start + row])
                     for row in range(len(chunk))
                 )
-        return TokenLists(ids, segments if self.has_segments else None, None if cited is None else highlights)
+        return TokenLists(ids, segments if self.tells_item_tokens else None, None if cited is None else highlights)
 
     def padded(self, lists: TokenLists, rows: Sequence[int] | NDArray[np.int64]) -> Tokens:
         """Some of the texts as one batch."""

@@ -26,8 +26,10 @@ import dataframely as dy
 import polars as pl
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, model_validator
 
+from embedders.built_chains import built_chain
 from embedders.fingerprint import sha256_of_files
 from embedders.model_files import find_model_files
+from embedders.relevance_prompts import QueryItem
 from embedders.title_facts import TitleReader
 from feature_repo.table_schemas import Impressions, Items, Queries, RelevanceAnswers, RelevanceChains, RelevanceGrades
 from jobs.lake import Lake
@@ -101,7 +103,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 f"go with teacher.decoding = {self.teacher.decoding!r}"
             )
         if only_label and self.fine_tune.contrast_share:
-            raise ValueError('fine_tune.contrast_share shows steps of chains, and answers = "label_only" has none')
+            raise ValueError(
+                'fine_tune.contrast_share shows steps of chains, and answers = "label_only" has none: set it to 0, or '
+                'answers = "chain"'
+            )
         return self
 
 
@@ -163,12 +168,11 @@ def run(lake: Lake, config: Config) -> None:
             chains.check_complete()
             from jobs.relevance.teacher_training import Examples, trained_teacher  # here: torch takes seconds to import
 
-            of_training = pl.concat([learnt.filter(pl.col("side") == "train"), pool], how="diagonal")
             examples = Examples(
                 train=chains.of("train"),
                 validation=chains.of("validation"),
                 labels_through=through,
-                unjudged=asking.texts(of_training) if config.fine_tune.contrast_share else (),
+                contrasted=_contrasted(asking, config, learnt, pool) if config.fine_tune.contrast_share else (),
             )
             folder = trained_teacher(lake, config.fine_tune, teacher.model, examples, asking.reader)
             teacher = teacher.model_copy(update={"model": str(folder)})
@@ -186,6 +190,18 @@ def run(lake: Lake, config: Config) -> None:
             seed=config.seed,
         )
         logger.info("label_relevance: %s, %.1f s", asking.budget, time.monotonic() - started)
+
+
+def _contrasted(asking: Asking, config: Config, learnt: pl.DataFrame, pool: pl.DataFrame) -> list[QueryItem]:
+    """Pairs of training queries of which rules say what people say, as far as anybody judged them."""
+    judged = drawn_by_query(learnt.filter(pl.col("side") == "train"), config.max_judged_pairs, seed=config.seed)
+    told = zip(asking.texts(judged), judged.get_column("human_label").to_list(), strict=True)
+    agreed = [
+        pair
+        for pair, label in told
+        if built_chain(pair, label, reader=asking.reader) == built_chain(pair, reader=asking.reader)
+    ]
+    return [*agreed, *asking.texts(pool)]
 
 
 def title_reader(lake: Lake, pairs: pl.DataFrame) -> TitleReader:

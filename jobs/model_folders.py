@@ -1,7 +1,7 @@
 """Folders of trained models in the lake: one folder a model, named by what it was made of.
 
-A model is written aside and put in place by a rename, so that a reader finds all of it or nothing; the one before is
-removed only when a table names the new one.
+A model is written aside and put in place by a rename, so that a reader finds all of it or nothing. The one before stays
+until it is asked for no more.
 """
 
 import shutil

@@ -17,7 +17,7 @@ LEAST_USERS = 50
 
 
 class TrainingWindow(BaseModel, extra="forbid", frozen=True):
-    """Settings that every embedding model has: the part of the log that it learns from."""
+    """Settings that LEARN and KARMA share: the part of the log that they learn from."""
 
     trained_through: AwareDatetime | None = None
     """The model sees the interactions before this time, such as 2025-06-01T00:00:00Z; by default `trained_share`."""

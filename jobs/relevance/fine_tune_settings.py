@@ -13,8 +13,9 @@ class FineTune(BaseModel, extra="forbid", frozen=True):
     answers: Literal["chain", "label_only"] = "chain"
     """What it learns to write: the whole chain, or the label alone (the comparison without reasoning)."""
     contrast_share: NonNegativeFloat = 0.0
-    """Chains of contrast, for each judged pair: pairs of training queries as they are, and with one value of the item
-    replaced, so that one step says mismatch (`embedders.counterfactuals`). Their labels are not learnt. 0: none."""
+    """Chains of contrast, for each judged chain: half of them pairs of training queries as they are, half the same with
+    one value of the item replaced, so that one step says mismatch (`embedders.counterfactuals`). Their labels are not
+    learnt. 0: none."""
     low_rank: PositiveInt | None = None
     """Rank of LoRA adapters (needs the package peft); by default all weights are trained."""
     epochs: PositiveInt = 3
@@ -40,6 +41,6 @@ class FineTune(BaseModel, extra="forbid", frozen=True):
     """Chains of validation queries that are looked at. 0: all epochs are trained."""
     refit_share: float = Field(0.1, ge=0.0, le=1.0)
     """A trained teacher is kept until more than this share of its examples are others (new, gone, or edited): every
-    answer of another teacher has to be asked for anew. 0: trained again whenever anything changes."""
+    answer of another teacher has to be asked for anew. 0: trained again whenever any of them changes."""
     seed: NonNegativeInt = 0
     """Of the order and of dropout."""

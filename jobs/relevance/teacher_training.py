@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from embedders.answer_loss import TeacherExample
 from embedders.causal_lm import CausalLM, load_causal_lm
-from embedders.counterfactuals import contrast_chains, matches_of
+from embedders.counterfactuals import contrasts
 from embedders.ellm_rele import RelevanceTeacher
 from embedders.fingerprint import sha256_of_files
 from embedders.fit_teacher import TeacherEpochRow, TeacherSettings, TeacherWatch, fit_teacher
@@ -53,13 +53,13 @@ class Examples(NamedTuple):
         train: pairs of training queries with their chains.
         validation: of validation queries; nobody learns from them.
         labels_through: pairs first shown before it; None: the lake has no impressions.
-        unjudged: pairs of training queries whose texts contrasts are made of; needed with `contrast_share`.
+        contrasted: pairs of training queries that contrasts are made of; needed with `contrast_share`.
     """
 
     train: Sequence[tuple[QueryItem, Reasoning]]
     validation: Sequence[tuple[QueryItem, Reasoning]]
     labels_through: datetime | None
-    unjudged: Sequence[QueryItem] = ()
+    contrasted: Sequence[QueryItem] = ()
 
 
 class Training(BaseModel, frozen=True):
@@ -95,7 +95,10 @@ def trained_teacher(lake: Lake, settings: FineTune, base: str, examples: Example
     """
     files = find_model_files(base)
     made_from = {
-        "settings": settings.model_dump(mode="json", exclude={"enabled", "refit_share"}),
+        # without contrasts it is the teacher that it was before there were any
+        "settings": settings.model_dump(
+            mode="json", exclude={"enabled", "refit_share"} | (set() if settings.contrast_share else {"contrast_share"})
+        ),
         "weights": sha256_of_files(files.weights),
         "tokenizer": sha256_of_files(files.tokenizer),
         "prompt": PROMPT_VERSION,
@@ -111,8 +114,9 @@ def trained_teacher(lake: Lake, settings: FineTune, base: str, examples: Example
             "people: good_from, or better annotators), or [label_relevance.fine_tune] enabled = false"
         )
     held_out = [TeacherExample(*one) for one in examples.validation[: settings.max_validation_pairs]]
-    contrasts = _contrasts(settings, len(train), examples.unjudged, reader)
-    told = [made_from, *([_digest(one) for one in of] for of in (train, held_out, contrasts)), sorted(reader.brands)]
+    shown = _contrasts(settings, len(train), examples.contrasted, reader)
+    told = [made_from, digests, [_digest(one) for one in held_out], sorted(reader.brands)]
+    told += [[_digest(one) for one in shown]] if shown else []
     identity = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     logger.info(
         "label_relevance: fine-tunes %s on %s chains, judged on %s", base, f"{len(digests):_}", f"{len(held_out):_}"
@@ -120,7 +124,7 @@ def trained_teacher(lake: Lake, settings: FineTune, base: str, examples: Example
     if not held_out:
         logger.warning("label_relevance: no chain of a validation query was kept: all epochs are trained")
     started = time.monotonic()
-    lm, curve = _fit(lake, settings, base, [*train, *contrasts], held_out, reader, identity)
+    lm, curve = _fit(lake, settings, base, [*train, *shown], held_out, reader, identity)
     folder = _put_in_place(lake, identity, RelevanceTeacher(lm, reader), made_from, digests, examples, curve)
     best = next(row for row in curve if row.is_best)
     score = "not judged" if best.validation_score is None else f"{settings.validate_by} {_shown(settings, best):.4f}"
@@ -183,18 +187,17 @@ def _contrasts(
     settings: FineTune, num_judged: int, pairs: Sequence[QueryItem], reader: TitleReader
 ) -> list[TeacherExample]:
     """Chains that nobody judged, as many as asked for or as there are, and a word on what they show."""
-    wanted = round(settings.contrast_share * num_judged)
-    chains = contrast_chains(pairs, wanted, reader=reader, seed=settings.seed)
-    if wanted:
-        of_step = Counter(step for _, chain in chains for step, said in matches_of(chain).items() if said == "mismatch")
-        shown = ", ".join(f"{step} {of_step[step]:_}" for step in STEPS)
-        logger.info("label_relevance: %s contrast chains, mismatches: %s", f"{len(chains):_}", shown)
-        if unseen := [step for step in STEPS if not of_step[step]]:
-            logger.warning(
-                "label_relevance: no query names a value of %s that its item states, too, so no contrast shows it",
-                " or ".join(unseen),
-            )
-    return [TeacherExample(pair, chain, is_judged=False) for pair, chain in chains]
+    most = round(settings.contrast_share * num_judged / 2)
+    if not most:
+        return []
+    made = contrasts(pairs, most, reader=reader, seed=settings.seed)
+    of_step = Counter(one.step for one in made)
+    shown = ", ".join(f"{step} {of_step[step]:_}" for step in STEPS)
+    logger.info("label_relevance: %s pairs beside the same with one value replaced: %s", f"{len(made):_}", shown)
+    if unseen := [step for step in STEPS if not of_step[step]]:
+        why = "raise contrast_share" if len(made) == most else "too few queries name a value that their item states"
+        logger.warning("label_relevance: no contrast shows a mismatch of %s: %s", " or ".join(unseen), why)
+    return [TeacherExample(*part, is_judged=False) for one in made for part in (one.as_it_is, one.changed)]
 
 
 def _fit(

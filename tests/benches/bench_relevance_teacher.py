@@ -24,7 +24,7 @@ import pytest
 from embedders.answer_loss import TeacherExample
 from embedders.built_chains import built_chain, label_of_grade
 from embedders.causal_lm import CausalLM, load_causal_lm
-from embedders.counterfactuals import contrast_chains
+from embedders.counterfactuals import contrasts
 from embedders.ellm_rele import Decoding, RelevanceTeacher, load_teacher
 from embedders.fit_teacher import TeacherSettings, TeacherWatch, fit_teacher
 from embedders.query_split import sides_of
@@ -80,10 +80,10 @@ def fit(arguments: argparse.Namespace) -> None:
         TeacherExample(item, built_chain(item, label, reader=reader))
         for item, label in zip(items_of(chosen), labels, strict=True)
     ]
-    contrasts = contrast_chains(
-        items_of(of_training), round(arguments.contrast_share * len(examples)), reader=reader, seed=arguments.seed
-    )
-    examples += [TeacherExample(pair, chain, is_judged=False) for pair, chain in contrasts]
+    others = [pair for pair in items_of(of_training) if pair not in {one.pair for one in examples}]
+    most = round(arguments.contrast_share * len(examples) / 2)
+    for one in contrasts(others, most, reader=reader, seed=arguments.seed) if most else []:
+        examples += [TeacherExample(*part, is_judged=False) for part in (one.as_it_is, one.changed)]
     validation = some_pairs(frame, "validation", arguments.validation_pairs, 0)
     decoding: Decoding = "scored" if arguments.answers == "chain" else "label_only"
     # weights that adapters leave as they are may be kept in half; weights that are trained may not
@@ -166,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> None:
     fits = commands.add_parser("fit")
     fits.add_argument("--answers", choices=["chain", "label_only"], default="chain")
     fits.add_argument("--pairs", type=int, default=2000)
-    fits.add_argument("--contrast-share", type=float, default=0.0, help="pairs with a value replaced, a judged pair")
+    fits.add_argument("--contrast-share", type=float, default=0.0, help="chains of pairs as they are, and changed")
     fits.add_argument("--validation-pairs", type=int, default=300)
     fits.add_argument("--epochs", type=int, default=3)
     fits.add_argument("--low-rank", type=int)

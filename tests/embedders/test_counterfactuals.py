@@ -3,7 +3,7 @@
 import pytest
 
 from embedders.built_chains import built_chain
-from embedders.counterfactuals import changed_pairs, contrast_chains, flipped, matches_of, stated
+from embedders.counterfactuals import changed_pairs, contrasts, flipped, stated
 from embedders.relevance_prompts import STEPS, QueryItem
 from embedders.title_facts import TitleReader
 
@@ -65,31 +65,27 @@ def test_values_are_replaced_by_values_of_their_kind_that_others_state():
 
 
 def test_contrasts_say_match_of_a_pair_and_mismatch_of_its_change_and_nothing_else_differs():
-    chains = contrast_chains(SHOP, 100, reader=READER)
-    assert chains
-    of_step = []
-    for (before, as_it_is), (after, changed) in zip(chains[::2], chains[1::2], strict=True):
+    made = contrasts(SHOP, 100, reader=READER)
+    assert [one.step for one in made][:4] == list(STEPS)  # they take turns
+    for step, (before, as_it_is), (after, changed) in made:
         assert before in SHOP
         assert after not in SHOP
-        differing = [step for step in STEPS if matches_of(as_it_is)[step] != matches_of(changed)[step]]
-        assert len(differing) == 1
-        assert matches_of(as_it_is)[differing[0]] == "match"
-        assert matches_of(changed)[differing[0]] == "mismatch"
-        of_step += differing
-    assert set(of_step) == set(STEPS)
-    assert of_step[:4] == list(STEPS)  # they take turns
+        assert matches(before) == dict(zip(STEPS, as_it_is.matches(), strict=True))
+        assert matches(before)[step] == "match"
+        assert matches(after) == {**matches(before), step: "mismatch"}
+        assert dict(zip(STEPS, changed.matches(), strict=True)) == matches(after)
 
 
-@pytest.mark.parametrize(("most", "found"), [(0, 0), (1, 0), (4, 4), (5, 4)])
-def test_no_more_chains_than_asked_for_and_no_half_contrast(most: int, found: int):
-    assert len(contrast_chains(SHOP, most, reader=READER)) == found
+@pytest.mark.parametrize("most", [0, 1, 3, 4])
+def test_no_more_contrasts_than_asked_for(most: int):
+    assert contrasts(SHOP, most, reader=READER) == contrasts(SHOP, 100, reader=READER)[:most]
 
 
 def test_the_same_seed_gives_the_same_contrasts():
-    assert contrast_chains(SHOP, 100, reader=READER, seed=3) == contrast_chains(SHOP, 100, reader=READER, seed=3)
-    assert contrast_chains(SHOP, 100, reader=READER, seed=3) != contrast_chains(SHOP, 100, reader=READER, seed=4)
+    assert contrasts(SHOP, 100, reader=READER, seed=3) == contrasts(SHOP, 100, reader=READER, seed=3)
+    assert contrasts(SHOP, 100, reader=READER, seed=3) != contrasts(SHOP, 100, reader=READER, seed=4)
 
 
 def test_without_values_there_is_nothing_to_contrast():
-    assert contrast_chains([QueryItem("chair", "Stool")], 100, reader=READER) == []
-    assert contrast_chains([], 100, reader=READER) == []
+    assert contrasts([QueryItem("chair", "Stool")], 100, reader=READER) == []
+    assert contrasts([], 100, reader=READER) == []

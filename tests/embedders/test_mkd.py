@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from embedders.mkd import InteractionStudent, RepresentationStudent, Student, alignment
 from embedders.mkd_losses import UNKNOWN
 from embedders.mkd_model import MkdModel
-from embedders.student_encoder import CitedSpans, load_encoder
+from embedders.student_encoder import CitedSpans, TextReader, load_encoder
 from embedders.teacher_signal import MATCH, TeacherSignal
 
 WORDS = ["red", "blue", "drill", "saw", "makita", "cordless"]
@@ -44,6 +44,18 @@ def inputs(student: Student) -> tuple[torch.Tensor, ...]:
         return tokens.ids_NL, tokens.mask_NL, tokens.segment_NL
     tokens = student.reader.padded(student.reader.texts([item for _, item in PAIRS]), range(4))
     return tokens.ids_NL, tokens.mask_NL
+
+
+class BertTokenizerLegacy:
+    """A tokenizer that tells ids alone, as those written in Python do."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.pad_token_id = tokenizer, tokenizer.pad_token_id
+
+    def __call__(self, *texts: Any, **how: Any) -> Any:
+        return self._tokenizer(*texts, **how)
 
 
 BOTH = pytest.mark.parametrize("kind", ["interaction", "representation"])
@@ -187,13 +199,29 @@ def test_an_alignment_learns(folder: Path) -> None:
     )
 
 
-def test_without_segments_there_is_no_alignment(folder: Path) -> None:
+def test_an_encoder_without_segments_is_aligned_by_what_the_tokenizer_tells(folder: Path) -> None:
     encoder, reader = load_encoder(str(folder), max_tokens=16)
+    segmented = reader.padded(reader.pairs(PAIRS), range(4))
     reader.has_segments = False
-    with pytest.raises(ValueError, match=r'no segments(.|\n)*give pooling = "first"'):
-        InteractionStudent(encoder, reader)
-    student = InteractionStudent(encoder, reader, pooling="first").eval()
-    tokens = student.reader.padded(student.reader.pairs(PAIRS), range(4))
+    tokens = reader.padded(reader.pairs(PAIRS), range(4))
+    assert tokens.segment_NL is not None
+    assert segmented.segment_NL is not None
+    assert (segmented.segment_NL - tokens.segment_NL).sum(dim=1).tolist() == [1] * 4  # all but the last [SEP]
+    student = InteractionStudent(encoder, reader).eval()
+    with torch.no_grad():
+        states_NLD = encoder(input_ids=tokens.ids_NL, attention_mask=tokens.mask_NL.long()).last_hidden_state
+        found_N = alignment(states_NLD, tokens.mask_NL.bool(), tokens.segment_NL.bool())
+        logit_NK = student(*tokens)
+    assert torch.allclose(logit_NK[:, 1] - logit_NK[:, 0], 8 * found_N - 5.6, atol=1e-4)
+
+
+def test_where_nobody_tells_the_items_tokens_there_is_no_alignment(folder: Path) -> None:
+    encoder, reader = load_encoder(str(folder), max_tokens=16)
+    slow = TextReader(BertTokenizerLegacy(reader.tokenizer), max_tokens=16, has_segments=False)
+    with pytest.raises(ValueError, match=r'does not tell which tokens(.|\n)*or pooling = "first"'):
+        InteractionStudent(encoder, slow)
+    student = InteractionStudent(encoder, slow, pooling="first").eval()
+    tokens = slow.padded(slow.pairs(PAIRS), range(4))
     assert tokens.segment_NL is None
     assert student(*tokens).shape == (4, 2)
 

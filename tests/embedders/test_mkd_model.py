@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,17 @@ def test_saved_and_loaded_it_is_the_same_model_to_the_bit(kind: str, folder: Pat
     with torch.no_grad():
         next(loaded.student.encoder.parameters())[4, 0] += 1e-3
     assert loaded.weights_sha256() != one.weights_sha256()
+
+
+@pytest.mark.parametrize("pooling", ["alignment", "first", "mean"])
+def test_a_cross_encoder_keeps_what_stands_for_a_pair(pooling: Any, folder: Path, tmp_path: Path) -> None:
+    student = InteractionStudent.pretrained(str(folder), pooling=pooling, max_tokens=16)
+    with torch.no_grad():
+        student.label_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    MkdModel(student).save(tmp_path)
+    loaded = MkdModel.load(tmp_path, device="cpu")
+    assert loaded.student.pooling == pooling  # type: ignore[union-attr]
+    assert np.array_equal(loaded.score(PAIRS), MkdModel(student).score(PAIRS))
 
 
 @BOTH

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from embedders import chain_decoding
 from embedders.causal_lm import CausalLM
-from embedders.counterfactuals import contrast_chains
+from embedders.counterfactuals import contrasts
 from embedders.ellm_rele import RelevanceTeacher
 from embedders.query_split import side_of
 from embedders.relevance_prompts import QueryItem
@@ -298,9 +298,9 @@ def test_contrasts_are_made_of_pairs_of_training_queries(shop: Lake, tiny: str, 
 
     def listening(pairs: list[QueryItem], *told: Any, **more: Any) -> Any:
         seen.append(pairs)
-        return contrast_chains(pairs, *told, **more)
+        return contrasts(pairs, *told, **more)
 
-    monkeypatch.setattr(teacher_training, "contrast_chains", listening)
+    monkeypatch.setattr(teacher_training, "contrasts", listening)
     fine_tune = FineTune(enabled=True, epochs=1, learning_rate=1e-3, batch_size=8, contrast_share=0.5)
     config = Config(enabled=True, teacher=local(tiny, decoding="scored"), fine_tune=fine_tune, max_annotated_pairs=16)
     run(shop, config)

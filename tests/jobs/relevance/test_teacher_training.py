@@ -145,13 +145,13 @@ def test_scores_of_held_out_pairs_can_stop_the_training(lake: Lake, base: str):
 
 def test_contrasts_are_learnt_beside_judged_chains(lake: Lake, base: str, caplog: pytest.LogCaptureFixture):
     unjudged = [QueryItem(f"{brand} chair", f"{brand.title()} Red Chair") for brand in ("acme", "bolt")]
-    with_contrasts = examples()._replace(unjudged=unjudged)
+    with_contrasts = examples()._replace(contrasted=unjudged)
     settings = SETTINGS.model_copy(update={"contrast_share": 0.5})
     alone = weights_of(trained_teacher(Lake(lake.root / "alone"), SETTINGS, base, with_contrasts, READER))
     with caplog.at_level(logging.INFO):
         folder = trained_teacher(lake, settings, base, with_contrasts, READER)
-    assert "4 contrast chains, mismatches: category 0, brand 2, model 0, attributes 0" in caplog.text
-    assert "names a value of category or model or attributes that its item states, too" in caplog.text
+    assert "2 pairs beside the same with one value replaced: category 0, brand 2, model 0, attributes 0" in caplog.text
+    assert "no contrast shows a mismatch of category or model or attributes: raise contrast_share" in caplog.text
     assert weights_of(folder) != alone
 
     training = teacher_training.Training.model_validate_json((folder / "training.json").read_text())
@@ -160,7 +160,21 @@ def test_contrasts_are_learnt_beside_judged_chains(lake: Lake, base: str, caplog
     caplog.clear()
     with caplog.at_level(logging.INFO):
         trained_teacher(lake, SETTINGS, base, with_contrasts, READER)
-    assert "trained anew: contrast_share changed" in caplog.text
+    assert "trained anew" in caplog.text
+
+
+def test_a_teacher_of_a_version_without_contrasts_stays(lake: Lake, base: str):
+    folder = trained_teacher(lake, SETTINGS, base, examples(), READER)
+    assert "contrast_share" not in (folder / "training.json").read_text()
+    assert trained_teacher(lake, SETTINGS, base, examples(), READER) == folder
+
+
+def test_where_there_is_nothing_to_contrast_it_is_said(lake: Lake, base: str, caplog: pytest.LogCaptureFixture):
+    settings = SETTINGS.model_copy(update={"contrast_share": 1.0})
+    with caplog.at_level(logging.INFO):
+        trained_teacher(lake, settings, base, examples(), READER)
+    assert "0 pairs beside the same" in caplog.text
+    assert "mismatch of category or brand or model or attributes: too few queries name a value" in caplog.text
 
 
 def test_no_chains_no_teacher(lake: Lake, base: str):
