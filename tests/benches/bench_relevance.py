@@ -21,6 +21,7 @@ Rows
                 less a final s. "share": divided by what a title with every word of the query could reach at most, which
                 makes scores of a long and of a short query alike
     zero-shot   cosine of the frozen encoder's vectors
+    untrained   the alignment of the query's tokens with the title's, which a cross-encoder starts from
     labels      a student (cross-encoder or bi-encoder on MiniLM) that learns relevant or not, nothing else. A
                 cross-encoder has the alignment of `embedders.mkd`, unless it is one "by its first token"
     grades      the same on the mean grade, (grade - 1) / 2 as the probability of good: it tells more than two labels
@@ -175,12 +176,22 @@ def zero_shot(pairs: Pairs, rows: NDArray[np.int64], model: str = "minilm") -> N
     return found_N
 
 
+def untrained_cross_encoder(pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """By the alignment alone."""
+    from embedders.mkd import InteractionStudent
+    from embedders.mkd_model import MkdModel
+
+    both = list(zip(pairs.query_texts(rows), pairs.title_texts(rows), strict=True))
+    return MkdModel(InteractionStudent.pretrained("minilm")).log_odds(both).astype(np.float64)
+
+
 UNTRAINED: dict[str, Callable[[Pairs, NDArray[np.int64]], NDArray[np.float64]]] = {
     "any order": lambda pairs, rows: np.zeros(len(rows)),
     "word overlap": word_overlap,
     "BM25": lambda pairs, rows: bm25(pairs, rows, share=False),
     "BM25, share": lambda pairs, rows: bm25(pairs, rows, share=True),
     "MiniLM, zero-shot": zero_shot,
+    "cross-encoder, untrained": untrained_cross_encoder,
 }
 
 
