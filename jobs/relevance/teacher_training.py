@@ -195,7 +195,7 @@ def _contrasts(
     shown = ", ".join(f"{step} {of_step[step]:_}" for step in STEPS)
     logger.info("label_relevance: %s pairs beside the same with one value replaced: %s", f"{len(made):_}", shown)
     if unseen := [step for step in STEPS if not of_step[step]]:
-        why = "raise contrast_share" if len(made) == most else "too few queries name a value that their item states"
+        why = "raise contrast_share" if most < len(STEPS) else "too few queries name a value that their item states"
         logger.warning("label_relevance: no contrast shows a mismatch of %s: %s", " or ".join(unseen), why)
     return [TeacherExample(*part, is_judged=False) for one in made for part in (one.as_it_is, one.changed)]
 
