@@ -78,7 +78,7 @@ class TextReader:
     @property
     def tells_item_tokens(self) -> bool:
         """Whether the tokens of a pair's item are known: to the encoder by its segments, or to the tokenizer alone."""
-        return self.has_segments or bool(self.tokenizer is not None and self.tokenizer.is_fast)
+        return self.has_segments or bool(self.tokenizer.is_fast)
 
     def texts(self, texts: Sequence[str]) -> TokenLists:
         """Tokens of each text alone."""

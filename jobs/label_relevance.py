@@ -172,7 +172,7 @@ def run(lake: Lake, config: Config) -> None:
                 train=chains.of("train"),
                 validation=chains.of("validation"),
                 labels_through=through,
-                contrasted=_contrasted(asking, config, learnt, pool) if config.fine_tune.contrast_share else (),
+                contrasted=lambda: _contrasted(asking, config, learnt, pool),
             )
             folder = trained_teacher(lake, config.fine_tune, teacher.model, examples, asking.reader)
             teacher = teacher.model_copy(update={"model": str(folder)})
@@ -196,11 +196,7 @@ def _contrasted(asking: Asking, config: Config, learnt: pl.DataFrame, pool: pl.D
     """Pairs of training queries of which rules say what people say, as far as anybody judged them."""
     judged = drawn_by_query(learnt.filter(pl.col("side") == "train"), config.max_judged_pairs, seed=config.seed)
     told = zip(asking.texts(judged), judged.get_column("human_label").to_list(), strict=True)
-    agreed = [
-        pair
-        for pair, label in told
-        if built_chain(pair, label, reader=asking.reader) == built_chain(pair, reader=asking.reader)
-    ]
+    agreed = [pair for pair, label in told if built_chain(pair, reader=asking.reader).label == label]
     return [*agreed, *asking.texts(pool)]
 
 

@@ -53,13 +53,14 @@ class Examples(NamedTuple):
         train: pairs of training queries with their chains.
         validation: of validation queries; nobody learns from them.
         labels_through: pairs first shown before it; None: the lake has no impressions.
-        contrasted: pairs of training queries that contrasts are made of; needed with `contrast_share`.
+        contrasted: gives pairs of training queries that contrasts are made of; asked only where a teacher is trained on
+            some.
     """
 
     train: Sequence[tuple[QueryItem, Reasoning]]
     validation: Sequence[tuple[QueryItem, Reasoning]]
     labels_through: datetime | None
-    contrasted: Sequence[QueryItem] = ()
+    contrasted: Callable[[], Sequence[QueryItem]] = tuple
 
 
 class Training(BaseModel, frozen=True):
@@ -184,13 +185,13 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _contrasts(
-    settings: FineTune, num_judged: int, pairs: Sequence[QueryItem], reader: TitleReader
+    settings: FineTune, num_judged: int, pairs: Callable[[], Sequence[QueryItem]], reader: TitleReader
 ) -> list[TeacherExample]:
     """Chains that nobody judged, as many as asked for or as there are, and a word on what they show."""
     most = round(settings.contrast_share * num_judged / 2)
     if not most:
         return []
-    made = contrasts(pairs, most, reader=reader, seed=settings.seed)
+    made = contrasts(pairs(), most, reader=reader, seed=settings.seed)
     of_step = Counter(one.step for one in made)
     shown = ", ".join(f"{step} {of_step[step]:_}" for step in STEPS)
     logger.info("label_relevance: %s pairs beside the same with one value replaced: %s", f"{len(made):_}", shown)

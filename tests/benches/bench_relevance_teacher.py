@@ -80,10 +80,11 @@ def fit(arguments: argparse.Namespace) -> None:
         TeacherExample(item, built_chain(item, label, reader=reader))
         for item, label in zip(items_of(chosen), labels, strict=True)
     ]
-    others = [pair for pair in items_of(of_training) if pair not in {one.pair for one in examples}]
-    most = round(arguments.contrast_share * len(examples) / 2)
-    for one in contrasts(others, most, reader=reader, seed=arguments.seed) if most else []:
-        examples += [TeacherExample(*part, is_judged=False) for part in (one.as_it_is, one.changed)]
+    if most := round(arguments.contrast_share * len(examples) / 2):
+        judged = {one.pair for one in examples}
+        others = [pair for pair in items_of(of_training) if pair not in judged]
+        for one in contrasts(others, most, reader=reader, seed=arguments.seed):
+            examples += [TeacherExample(*part, is_judged=False) for part in (one.as_it_is, one.changed)]
     validation = some_pairs(frame, "validation", arguments.validation_pairs, 0)
     decoding: Decoding = "scored" if arguments.answers == "chain" else "label_only"
     # weights that adapters leave as they are may be kept in half; weights that are trained may not

@@ -145,7 +145,7 @@ def test_scores_of_held_out_pairs_can_stop_the_training(lake: Lake, base: str):
 
 def test_contrasts_are_learnt_beside_judged_chains(lake: Lake, base: str, caplog: pytest.LogCaptureFixture):
     unjudged = [QueryItem(f"{brand} chair", f"{brand.title()} Red Chair") for brand in ("acme", "bolt")]
-    with_contrasts = examples()._replace(contrasted=unjudged)
+    with_contrasts = examples()._replace(contrasted=lambda: unjudged)
     settings = SETTINGS.model_copy(update={"contrast_share": 0.5})
     alone = weights_of(trained_teacher(Lake(lake.root / "alone"), SETTINGS, base, with_contrasts, READER))
     with caplog.at_level(logging.INFO):
