@@ -45,7 +45,9 @@ class KarmaSettings:
     warm_up_epochs: int = 0
     """Of the warm-up; by L_gen, whatever `generation` says of the joint stage."""
     head_epochs: int = 20
-    """Of the heads' stage, over states of the language model at rest; 0: there is none."""
+    """Most epochs of the heads' stage, over states of the language model at rest; 0: there is none."""
+    head_held_out: float = 0.1
+    """Share of the users that train no heads in that stage but say which of its epochs is kept; 0: the last is."""
     epochs: int = 3
     """Most passes over the users in the joint stage."""
     patience: int = 1
@@ -54,7 +56,7 @@ class KarmaSettings:
     """Users a step, of all processes together; the batch's negatives are those of one process."""
     head_dropout: float = 0.3
     """Of the heads' stage: share of each state that is left out of a step."""
-    head_rate: float = 3e-3
+    head_rate: float = 1e-3
     """Of the heads' stage, at its peak."""
     learning_rate: float = 3e-4
     """Of what is new beside the language model, at its peak."""

@@ -2,14 +2,17 @@
 
     spread   users and items of a sample around the origin                          (`KarmaTowers.spread`)
     states   one pass of the language model over the users as it is, no gradient: the state at each [INT]
-    heads    many epochs over these states by L_act alone: W_h, the item tower, the projection of `residual`
+    heads    many epochs over these states by L_act alone: W_h, the item tower, the projection of `residual`; users held
+             out of them say which epoch is kept
 
 A step of the language model takes seconds, so there are few; a step of the heads takes milliseconds. Without this stage
-the few steps that a small machine can afford go into heads which could have learnt the same from states at rest.
+the few steps that a small machine can afford go into heads which could have learnt the same from states at rest. Cheap
+epochs are also how a few thousand users are learnt by heart, hence the users held out.
 
 Letters: K read-outs, D width of the language model, F feature width, M exposed items of a read-out.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +30,9 @@ from embedders.karma_draws import CatalogueSample, KarmaLog
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
 from embedders.karma_settings import KarmaSettings
+from embedders.trained_weights import copied, put_back
+
+logger = logging.getLogger(__name__)
 
 USERS_SAMPLED, ITEMS_SAMPLED = 64, 4096
 """They say where the middle is, and how far users and items spread."""
@@ -36,6 +42,13 @@ HEADS = ("towers.user_norm.", "towers.user_head.", "towers.item_head.", "towers.
 
 READ_OUTS_AT_ONCE = 512
 """Of a step of the heads."""
+
+FEWEST_HELD_OUT, MOST_HELD_OUT = 20, 2_000
+"""Users; with fewer an epoch would be chosen by chance, so none is held out and the last epoch is kept. More say the
+same, and they are asked all together: with 8 read-outs each and 1,024 negatives in some 200 MB."""
+
+HEAD_PATIENCE = 3
+"""Epochs without a better loss of those held out before the heads' stage stops."""
 
 MOST_READ_OUTS = 250_000
 """Whose states are kept in memory: half a gigabyte with a language model 576 wide and text vectors of 384, twice that
@@ -136,7 +149,7 @@ def fit_heads(
     seed: int,
     on_epoch: Callable[[int], None] = lambda number: None,
 ) -> float:
-    """Train the heads in place, and give the mean loss of the last epoch.
+    """Train the heads in place, and give the mean loss of the epoch that is kept: the best for users held out.
 
     A user's read-outs are in one step, so that none of their targets is another's negative.
 
@@ -144,9 +157,9 @@ def fit_heads(
         objective: of the network; its language model takes no part.
         found: its states.
         sample: of the catalogue, drawn anew in every step.
-        settings: `head_epochs`, `head_rate`, `head_dropout`.
+        settings: `head_epochs`, `head_rate`, `head_dropout`, `head_held_out`.
         epoch: of the whole fit, for messages.
-        seed: of the order and of the samples; dropout is of torch's own generator.
+        seed: of who is held out, of the order and of the samples; dropout is of torch's own generator.
         on_epoch: hears of every epoch of the heads, by its number.
 
     Raises:
@@ -154,17 +167,20 @@ def fit_heads(
     """
     towers = objective.network.towers
     device = towers.read_out_D.device
-    heads = [weight for name, weight in objective.network.named_parameters() if name.startswith(HEADS)]
-    optimizer = torch.optim.AdamW(heads, lr=settings.head_rate, betas=BETAS, weight_decay=settings.weight_decay)
+    heads = {name: weight for name, weight in objective.network.named_parameters() if name.startswith(HEADS)}
+    learning = list(heads.values())
+    optimizer = torch.optim.AdamW(learning, lr=settings.head_rate, betas=BETAS, weight_decay=settings.weight_decay)
     rng = np.random.default_rng(seed)
-    num_batches = max(1, round(len(found.state_KD) / READ_OUTS_AT_ONCE))
+    held_out = HeldOutReadOuts.of(found, sample, settings.head_held_out, rng, device)
+    owner_J = found.choices.owner_K.numpy()[held_out.training_J]
+    num_batches = max(1, round(len(owner_J) / READ_OUTS_AT_ONCE))
     num_steps, step = settings.head_epochs * num_batches, 0
-    owner_K = found.choices.owner_K.numpy()
-    losses: list[float] = []
+    best = _HeadEpoch(-1, float("inf"), 0.0)
+    weights: dict[str, Tensor] = {}
     for number in range(settings.head_epochs):
-        losses = []
-        order = np.argsort(rng.permutation(int(owner_K.max()) + 1)[owner_K], kind="stable")
-        for places in np.array_split(order, num_batches):
+        losses: list[float] = []
+        order = np.argsort(rng.permutation(int(owner_J.max()) + 1)[owner_J], kind="stable")
+        for places in np.array_split(held_out.training_J[order], num_batches):
             for group in optimizer.param_groups:
                 group["lr"] = settings.head_rate * share_of_peak_rate(step, num_steps, settings.warmup)
             some = found.at(torch.from_numpy(places), device)
@@ -172,11 +188,79 @@ def fit_heads(
             users_Kd = towers.users_of(some.state_KD, some.mean_KF, dropout=settings.head_dropout)
             loss = objective.action(users_Kd, some.choices, sampled_S)
             check_finite(loss, {"action": loss}, epoch, settings)
-            step_alone(loss, heads, optimizer)
+            step_alone(loss, learning, optimizer)
             losses.append(float(loss.detach()))
             step += 1
+        last = _HeadEpoch(number, held_out.loss(objective), float(np.mean(losses)))
+        check_finite(
+            torch.tensor(last.held_out), {"action of users held out": torch.tensor(last.held_out)}, epoch, settings
+        )
+        if last.held_out < best.held_out or not held_out.num_users:
+            best, weights = last, copied(heads)
         on_epoch(number)
-    return float(np.mean(losses))
+        if number - best.number >= HEAD_PATIENCE:
+            break
+    put_back(heads, weights)
+    if held_out.num_users:
+        logger.info(
+            "heads: epoch %d of %d is kept, L_act of %s users held out %.4f (%.4f after epoch %d)",
+            *(best.number + 1, settings.head_epochs, f"{held_out.num_users:,}", best.held_out),
+            *(last.held_out, last.number + 1),
+        )
+    return best.training
+
+
+class _HeadEpoch(NamedTuple):
+    """Of the heads' stage: its number, and L_act of users held out and of the others."""
+
+    number: int
+    held_out: float
+    training: float
+
+
+class HeldOutReadOuts(NamedTuple):
+    """Users whose read-outs train no head but say how good the heads are.
+
+    Attributes:
+        training_J: places of the read-outs of all others, ascending.
+        read_outs: of those held out; None where they would be too few.
+        sampled_S: catalogue rows that all of them are compared with, the same at every call.
+        num_users: held out.
+    """
+
+    training_J: NDArray[np.int64]
+    read_outs: ReadOuts | None
+    sampled_S: Tensor
+    num_users: int
+
+    @classmethod
+    def of(
+        cls,
+        found: ReadOuts,
+        sample: CatalogueSample,
+        share: float,
+        rng: np.random.Generator,
+        device: torch.device | None = None,
+    ) -> "HeldOutReadOuts":
+        """A share of the users, drawn, `MOST_HELD_OUT` at most; no one where that is fewer than `FEWEST_HELD_OUT`."""
+        device = device or torch.device("cpu")
+        owner_K = found.choices.owner_K.numpy()
+        num_users = int(owner_K.max()) + 1
+        size = min(round(share * num_users), MOST_HELD_OUT)
+        if size < FEWEST_HELD_OUT:
+            return cls(np.arange(len(owner_K)), None, torch.zeros(0, dtype=torch.int64), 0)
+        is_held_K = np.isin(owner_K, rng.permutation(num_users)[:size])
+        read_outs = found.at(torch.from_numpy(np.flatnonzero(is_held_K)), device)
+        sampled_S = torch.from_numpy(sample.draw(int(read_outs.choices.time_K.max()), rng)).to(device)
+        return cls(np.flatnonzero(~is_held_K), read_outs, sampled_S, size)
+
+    @torch.no_grad()
+    def loss(self, objective: KarmaObjective) -> float:
+        """L_act of them as the heads are, nothing left out of a state; 0 where no one is held out."""
+        if self.read_outs is None:
+            return 0.0
+        users_Kd = objective.network.towers.users_of(self.read_outs.state_KD, self.read_outs.mean_KF)
+        return float(objective.action(users_Kd, self.read_outs.choices, self.sampled_S))
 
 
 def step_alone(loss: Tensor, learning: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:

@@ -112,8 +112,8 @@ class Config(TrainingWindow, extra="forbid", frozen=True):
     warm_up_epochs: NonNegativeInt = 0
     """Epochs before the heads' in which only what is new beside the language model learns, from L_gen."""
     head_epochs: NonNegativeInt = 20
-    """Epochs of the two heads over states of the language model at rest [NF->P], each a second or so with the default
-    `max_users`; 0: none."""
+    """Most epochs of the two heads over states of the language model at rest [NF->P], each a second or so with the
+    default `max_users`; 0: none."""
     epochs: PositiveInt = 3
     """Most passes over the users in which everything learns."""
     patience: NonNegativeInt = 1
@@ -122,7 +122,10 @@ class Config(TrainingWindow, extra="forbid", frozen=True):
     """Users a training step."""
     head_dropout: float = Field(0.3, ge=0.0, lt=1.0)
     """Share of each state that is left out in a step of the heads at rest."""
-    head_rate: PositiveFloat = 3e-3
+    head_held_out: float = Field(0.1, ge=0.0, le=0.5)
+    """Share of the training users that choose the heads' epoch in place of training them (20 at least, otherwise no
+    one); they train in the other stages. 0: the last epoch is kept."""
+    head_rate: PositiveFloat = 1e-3
     """Of the heads at rest, at its peak."""
     learning_rate: PositiveFloat = 3e-4
     """Of what is new beside the language model, at its peak."""

@@ -18,7 +18,7 @@ from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
 from embedders.karma_features import FrozenFeatures
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
-from embedders.karma_start import HEADS, fit_heads, read_outs, spread, together
+from embedders.karma_start import HEADS, HeldOutReadOuts, ReadOuts, fit_heads, read_outs, spread, together
 from embedders.karma_towers import KarmaShape
 
 NUM_ITEMS, NUM_NEW, WIDTH = 40, 16, 8
@@ -245,6 +245,98 @@ def test_states_are_left_out_in_part_while_heads_learn(make_network: Callable[..
         settings = replace(SETTINGS, head_dropout=dropout)
         losses.append(fit_heads(objective, found, passes.sample, settings, epoch=0, seed=0))
     assert losses[1] > 1.2 * losses[0]
+
+
+def read_with_heads_at_rest(network: KarmaNetwork, num_users: int) -> tuple[KarmaObjective, KarmaPasses, ReadOuts]:
+    log = world(num_users)
+    spread(network, log, seed=0)
+    objective, passes = objective_of(network, log), passes_of(log)
+    return objective, passes, read_outs(objective, passes.batches(0))
+
+
+def heads_of(network: KarmaNetwork) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in network.named_parameters() if name.startswith(HEADS)}
+
+
+def test_the_heads_of_the_best_epoch_for_users_held_out_are_kept_and_training_stops_soon_after(
+    make_network: Callable[..., KarmaNetwork], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Targets mean nothing here, so the heads can only learn the users by heart."""
+    network = make_network(residual=True)
+    objective, passes, found = read_with_heads_at_rest(network, 240)
+    random_K = torch.from_numpy(np.random.default_rng(5).integers(0, NUM_ITEMS, len(found.state_KD)))
+    found = found._replace(choices=found.choices._replace(target_K=random_K))
+    settings = replace(SETTINGS, head_epochs=60, head_rate=1e-2, head_dropout=0.0, head_held_out=0.1)
+    rng = np.random.default_rng(3)
+    held_out = HeldOutReadOuts.of(found, passes.sample, 0.1, rng)
+    assert held_out.num_users == 24
+    told: list[tuple[float, dict[str, torch.Tensor]]] = []
+
+    def keep(number: int) -> None:
+        told.append((held_out.loss(objective), heads_of(network)))
+
+    with caplog.at_level("INFO"):
+        fit_heads(objective, found, passes.sample, settings, epoch=0, seed=3, on_epoch=keep)
+    losses = [loss for loss, _ in told]
+    best = int(np.argmin(losses))
+    assert best < len(losses) - 1 == best + karma_start.HEAD_PATIENCE < 59
+    for name, weight in heads_of(network).items():
+        assert weight.equal(told[best][1][name])
+        if name.endswith("weight"):
+            assert not weight.equal(told[-1][1][name])
+    assert f"heads: epoch {best + 1} of 60 is kept, L_act of 24 users held out {losses[best]:.4f}" in caplog.text
+
+
+def test_what_users_held_out_chose_trains_no_head(make_network: Callable[..., KarmaNetwork]) -> None:
+    """They are all given another target: the heads after one epoch are the same to the bit; not so for the others."""
+    after = []
+    for whose in ("nobody's", "held out", "training"):
+        network = make_network()
+        objective, passes, found = read_with_heads_at_rest(network, 240)
+        settings = replace(SETTINGS, head_epochs=1, head_dropout=0.0, head_held_out=0.25)
+        held_out = HeldOutReadOuts.of(found, passes.sample, 0.25, np.random.default_rng(0))
+        is_training = torch.zeros(len(found.state_KD), dtype=torch.bool)
+        is_training[torch.from_numpy(held_out.training_J)] = True
+        owners = found.choices.owner_K
+        assert not set(owners[is_training].tolist()) & set(owners[~is_training].tolist())
+        assert len(owners[~is_training].unique()) == held_out.num_users == 60
+        changed = {"nobody's": torch.zeros_like(is_training), "held out": ~is_training, "training": is_training}[whose]
+        target_K = torch.where(changed, (found.choices.target_K + 1) % NUM_ITEMS, found.choices.target_K)
+        found = found._replace(choices=found.choices._replace(target_K=target_K))
+        fit_heads(objective, found, passes.sample, settings, epoch=0, seed=0)
+        after.append(heads_of(network))
+    as_they_are, others_changed, training_changed = after
+    assert all(weight.equal(others_changed[name]) for name, weight in as_they_are.items())
+    assert not all(weight.equal(training_changed[name]) for name, weight in as_they_are.items())
+
+
+def test_where_too_few_could_be_held_out_everyone_trains_and_the_last_epoch_is_kept(
+    make_network: Callable[..., KarmaNetwork], caplog: pytest.LogCaptureFixture
+) -> None:
+    after = []
+    for share in (0.0, 0.4):
+        network = make_network()
+        objective, passes, found = read_with_heads_at_rest(network, 48)
+        torch.manual_seed(0)
+        heard: list[int] = []
+        settings = replace(SETTINGS, head_epochs=9, head_held_out=share)
+        with caplog.at_level("INFO"):
+            fit_heads(objective, found, passes.sample, settings, epoch=0, seed=0, on_epoch=heard.append)
+        assert heard == list(range(9))
+        after.append(heads_of(network))
+    assert all(weight.equal(after[1][name]) for name, weight in after[0].items())
+    assert "is kept" not in caplog.text
+
+
+def test_no_more_users_are_held_out_than_say_something_new(
+    make_network: Callable[..., KarmaNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, passes, found = read_with_heads_at_rest(make_network(), 240)
+    monkeypatch.setattr(karma_start, "MOST_HELD_OUT", 30)
+    held_out = HeldOutReadOuts.of(found, passes.sample, 0.5, np.random.default_rng(0))
+    assert held_out.num_users == 30
+    assert held_out.read_outs is not None
+    assert len(held_out.training_J) + len(held_out.read_outs.state_KD) == len(found.state_KD)
 
 
 def test_heads_that_go_astray_stop_the_run_and_the_message_names_their_rate(
