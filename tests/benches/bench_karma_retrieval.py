@@ -8,8 +8,9 @@
 
 Protocol `next` of `amazon_sequences`: a user's last item is the target, full ranking over the catalogue, history not
 filtered, optimistic ties. All variants train on the same users (a sample by --train-users) for the same epochs, and are
-tested on the same (--test-users). Settings are the same for all but the terms. Each (variant, seed) is a file in RUNS
-and is not run again. Fidelity is JS@50 (`embedders.health.title_similarity`).
+tested on the same (--test-users). Settings are the same for all but the terms. What comes before the joint stage is
+trained once a seed and gone on from by all variants that share it (their `seconds` are without it). Each (variant,
+seed) is a file in RUNS and is not run again. Fidelity is JS@50 (`embedders.health.title_similarity`).
 
 `fashion` is a lake with simulated behaviour on real titles and pictures (`tailrank ingest fashion_traffic`), with
 queries and with slates whose other items are hard negatives.
@@ -33,7 +34,7 @@ from amazon_sequences import DATA, MAX_HISTORY, Split, items_of, sequences_of, s
 from numpy.typing import NDArray
 
 from embedders.causal_lm import CausalLM, load_causal_lm
-from embedders.fit_karma import KarmaLog, KarmaSettings, KarmaWatch, fit_karma
+from embedders.fit_karma import KarmaLog, KarmaSettings, KarmaWatch, fit_karma, stages_of
 from embedders.fit_learn import LearnSettings, fit_learn
 from embedders.health import title_similarity, vector_health
 from embedders.histories import Cut, Sequences
@@ -262,8 +263,9 @@ class KarmaRun:
             queries=None if world.asked is None else world.texts(world.asked[0][chosen]),
         )
 
-    def train(self) -> list[dict[str, Any]]:
-        """In place; the curve."""
+    def train(self, begun: dict[Any, dict[str, Any]]) -> list[dict[str, Any]]:
+        """In place; the curve. `begun` has what other variants of this seed were before the joint stage, by what of
+        them matters until then, and is given what this one was."""
         assert self.variant.settings is not None
         split, arguments = self.world.split, self.arguments
         world = self.world
@@ -294,7 +296,19 @@ class KarmaRun:
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
-        watch = KarmaWatch(on_epoch=lambda row: print(f"    {row}", flush=True))
+        until_then = (self.variant.residual, self.variant.pictures, settings.action, settings.frozen_language_model)
+        has_flow = settings.image != "off"  # among its weights, from the start
+        first_joint = stages_of(settings).index("joint")
+
+        def keep(checkpoint: dict[str, Any]) -> None:
+            if checkpoint["state"]["epoch"] == first_joint and not has_flow:
+                begun[until_then] = checkpoint
+
+        watch = KarmaWatch(
+            on_epoch=lambda row: print(f"    {row}", flush=True),
+            on_checkpoint=keep,
+            resume_from=None if has_flow else begun.get(until_then),
+        )
         return [row._asdict() for row in fit_karma(self.network, log, settings, validate=self.held_out(), watch=watch)]
 
 
@@ -344,6 +358,7 @@ def run(arguments: argparse.Namespace) -> None:
     histories, targets = sampled(world.split.test_history, tested), sampled(world.split.test_targets, tested)
     print(f"{world.name}: {len(world.titles):,} items, {len(tested):,} users tested", flush=True)
     for seed in arguments.seeds:
+        begun: dict[Any, dict[str, Any]] = {}
         for name, variant in variants().items():
             if (arguments.exactly and name not in arguments.exactly) or (variant.pictures and world.image_NV is None):
                 continue
@@ -360,7 +375,7 @@ def run(arguments: argparse.Namespace) -> None:
                 items_ND = learn.item_vectors(world.content_NC)
             else:
                 one = KarmaRun(world, variant, arguments, seed)
-                curve = one.train()
+                curve = one.train(begun)
                 users_UD = one.user_vectors(histories, None if world.asked is None else world.asked[1][tested])
                 items_ND = one.item_vectors()
             metrics = retrieval_metrics(users_UD, items_ND, targets, cutoffs=CUTOFFS)
