@@ -14,37 +14,31 @@ Everything drawn is a function of (seed, epoch, process): a run that goes on fro
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
-from numpy.typing import NDArray
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.karma import KarmaNetwork
-from embedders.karma_checks import check_catalogue, check_dtype, check_finite
+from embedders.karma_checks import check_catalogue, check_dtype
 from embedders.karma_curve import (
     UNTOUCHED_EPOCH,
-    EpochMeans,
     KarmaEpochRow,
     KarmaLosses,
     KarmaValidation,
     KarmaWatch,
-    Stage,
-    StageProgress,
 )
-from embedders.karma_draws import KarmaDraw, KarmaLog, KarmaPasses
+from embedders.karma_draws import KarmaLog
 from embedders.karma_losses import ImageFlow
 from embedders.karma_objective import KarmaObjective
-from embedders.karma_packing import KarmaBatch
 from embedders.karma_settings import Image, KarmaSettings
-from embedders.karma_start import HEADS, MOST_READ_OUTS, fit_heads, read_outs, spread, together
-from embedders.karma_titles import fit_titles
+from embedders.karma_stages import KarmaStages, stages_of
+from embedders.karma_start import spread
+from embedders.rate_schedule import BETAS
 from embedders.trained_weights import copied, put_back
 
 __all__ = ["KarmaEpochRow", "KarmaLog", "KarmaSettings", "KarmaValidation", "KarmaWatch", "fit_karma", "stages_of"]
@@ -114,7 +108,7 @@ def fit_karma(
         weight_decay=settings.weight_decay,
     )
     step, prepared = accelerator.prepare(objective, optimizer)
-    training = _Training(settings, log, objective, step, prepared, trained, accelerator, watch)
+    training = KarmaStages(settings, log, objective, step, prepared, trained, accelerator, watch)
     stages = stages_of(settings)
     state = _State(epoch=0, best_epoch=stages.index("joint"))
     if watch.resume_from is not None:
@@ -129,7 +123,7 @@ def fit_karma(
         started, stage = stopwatch(), stages[state.epoch]
         _let_learn(of_language_model, stage in ("titles", "joint") and not settings.frozen_language_model)
         torch.manual_seed(training.seed(state.epoch))
-        losses = training.stage(state.epoch, stages)
+        losses = training.epoch(state.epoch, stages)
         network.eval()
         validation = KarmaValidation() if validate is None else _validated(validate)
         recall = validation.recall
@@ -149,122 +143,6 @@ def fit_karma(
     network.image_flow = None
     network.eval()
     return tuple(row._replace(is_best=row.stage == "joint" and row.epoch == state.best_epoch) for row in state.curve)
-
-
-def stages_of(settings: KarmaSettings) -> list[Stage]:
-    """Of each epoch; titles, and heads over states that are read once, are told as one epoch each."""
-    titles: list[Stage] = ["titles"] if settings.title_epochs else []
-    warm_up: list[Stage] = ["warm_up"] * settings.warm_up_epochs
-    heads: list[Stage] = ["heads"] if settings.head_epochs else []
-    joint: list[Stage] = ["joint"] * settings.epochs
-    return titles + warm_up + heads + joint
-
-
-@dataclass(frozen=True)
-class _Training:
-    """One process's part in the stages."""
-
-    settings: KarmaSettings
-    log: KarmaLog
-    objective: KarmaObjective
-    step: Any
-    optimizer: Any
-    trained: Mapping[str, Tensor]
-    accelerator: Accelerator
-    watch: KarmaWatch
-
-    def seed(self, epoch: int) -> int:
-        """Of what is drawn in the passes of an epoch: dropout, the flow's noise."""
-        of_this_process = np.random.SeedSequence((self.settings.seed, epoch, self.accelerator.process_index))
-        return int(of_this_process.generate_state(1)[0])
-
-    def stage(self, epoch: int, stages: Sequence[Stage]) -> KarmaLosses:
-        """An epoch, as its stage has it."""
-        if stages[epoch] == "titles":
-            return self.titles(epoch)
-        return self.heads(epoch) if stages[epoch] == "heads" else self.epoch(epoch, stages)
-
-    def titles(self, epoch: int) -> KarmaLosses:
-        """By every process alike, so that none waits; then users and items, who are read anew, are spread anew."""
-        network, settings, log = self.objective.network, self.settings, self.log
-        progress = StageProgress(len(self._passes("titles").users), self.watch.on_users)
-        seed = int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
-        loss = fit_titles(
-            self.objective, self.trained, log.titles, settings, epoch=epoch, seed=seed, on_step=progress.done
-        )
-        spread(network, log, settings.seed)
-        self._told_by_the_first("")  # a last digit may differ
-        (loss,) = broadcast_object_list([loss])
-        return KarmaLosses(train=loss)
-
-    def epoch(self, epoch: int, stages: Sequence[Stage]) -> KarmaLosses:
-        """One pass over the users with a step a batch."""
-        settings, stage = self.settings, stages[epoch]
-        passes = self._passes(stage)
-        first_step = (epoch - stages.index(stage)) * passes.num_batches
-        num_steps = stages.count(stage) * passes.num_batches
-        peaks = (settings.learning_rate, settings.language_model_rate)
-        self.step.train()
-        means = EpochMeans()
-        for number, batch in enumerate(self._batches(passes, epoch), start=first_step):
-            rate = share_of_peak_rate(number, num_steps, settings.warmup)
-            for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate
-            loss, terms = self.step(
-                KarmaBatch(*(torch.from_numpy(part).to(self.accelerator.device) for part in batch)), stage == "joint"
-            )
-            check_finite(loss, terms, epoch, settings)
-            means.add(loss, terms)
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.trained.values(), GRADIENT_NORM_LIMIT)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.watch.on_users(len(batch.history_BL))
-        return means.over_processes(self.accelerator)
-
-    def heads(self, epoch: int) -> KarmaLosses:
-        """By the first process, from states that all of them read; the others are told what it learnt."""
-        passes, loss = self._passes("heads"), 0.0
-        most = MOST_READ_OUTS // self.accelerator.num_processes
-        progress = StageProgress(len(passes.users), self.watch.on_users)
-        mine = read_outs(self.objective, progress.while_read(self._batches(passes, epoch)), most)
-        found = together(gather_object([mine]))
-        if self.accelerator.is_main_process:
-            total = self.settings.head_epochs
-            seed = self.seed(epoch)
-            loss = fit_heads(
-                self.objective,
-                found,
-                passes.sample,
-                self.settings,
-                epoch=epoch,
-                seed=seed,
-                on_epoch=lambda number: progress.after_reading(number + 1, total),
-            )
-        self._told_by_the_first(HEADS)
-        (loss,) = broadcast_object_list([loss])
-        return KarmaLosses(train=loss, action=loss)
-
-    def _told_by_the_first(self, names: str | tuple[str, ...]) -> None:
-        """Weights whose names begin so become those of the first process."""
-        for name, weight in self.trained.items():
-            if name.startswith(names):
-                broadcast(weight.data, from_process=0)
-
-    def _batches(self, passes: KarmaPasses, epoch: int) -> Iterator[KarmaBatch[NDArray[Any]]]:
-        return passes.batches(epoch, self.accelerator.process_index, self.accelerator.num_processes)
-
-    def _passes(self, stage: Stage) -> KarmaPasses:
-        settings = self.settings
-        decodes = settings.decodability > 0.0 and (settings.generation or settings.reconstruction)
-        read_outs, decoded = settings.read_outs, settings.decoded if decodes and stage == "joint" else 0
-        exposed, sampled = settings.exposed, settings.catalogue_negatives
-        if stage == "warm_up":  # what does not decode teaches nothing here
-            read_outs = decoded = max(1, settings.decoded)
-            exposed = sampled = 0
-        max_history = self.objective.network.shape.max_history
-        draw = KarmaDraw(max_history, read_outs, decoded, exposed, settings.query_share, sampled)
-        return KarmaPasses(self.log, draw, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _let_learn(weights: Mapping[str, Tensor], whether: bool) -> None:

@@ -1,80 +1,32 @@
 """Training of LEARN's network: shuffled users, a learning rate that warms up and falls, early stop, exact resume.
 
-LEARN, arXiv 2405.03988: AdamW with betas (0.9, 0.98), 10 % warm-up, cosine decay. What is our proposal [NF->P]: the
-learning rate of the small shapes (the published 5e-5 is for 768 wide), early stop on validation recall, the limit of
-the gradient's norm.
+LEARN, arXiv 2405.03988: AdamW, warm-up, cosine decay (`embedders.rate_schedule`). What is our proposal [NF->P]: the
+learning rate of the small shapes (the published 5e-5 is for 768 wide), early stop on validation recall.
 
-Letters: B users, L history length, H sampled positions, T targets, N items, d width.
+Letters: B users, L history length, T targets.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
-from embedders.contrastive import (
-    SCALE,
-    dense_all_action_loss,
-    full_softmax_loss,
-    sample_positions,
-    sampled_softmax_loss,
-)
 from embedders.health import UNMEASURED, VectorHealth
-from embedders.histories import PADDING, Cut, CutBatch, Passes, Sequences
+from embedders.histories import CutBatch, Passes, Sequences
 from embedders.learn import LearnNetwork
+from embedders.learn_objective import LearnObjective
+from embedders.learn_settings import LearnSettings, Objective
+from embedders.rate_schedule import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.trained_weights import copied
 
-Objective = Literal["dense", "single", "full_softmax", "next_item"]
-
-GRADIENT_NORM_LIMIT = 1.0
-BETAS = (0.9, 0.98)
-LEAST_RATE = 0.01
-"""Share of the learning rate that is left at the end of the cosine."""
-
-
-@dataclass(frozen=True)
-class LearnSettings:
-    """What is learnt from, how long, how fast."""
-
-    objective: Objective = "dense"
-    """dense: all sampled positions against all sampled targets, negatives from the batch (the paper's).
-    single: the last position against one target, negatives from the batch (the official code's Amazon pretraining).
-    full_softmax: the last position against the whole catalogue (its finetuning).
-    next_item: every position against the whole catalogue (SASRec's, as a baseline)."""
-    num_negatives: int | None = None
-    """next_item only: items drawn uniformly in each step, in place of the whole catalogue [NF->P]. None: all."""
-    cut: Cut = field(default_factory=Cut)
-    """How users are divided into history and targets; next_item does not divide them."""
-    num_positions: int = 10
-    """Of the history, and of the targets, that stage 2 samples for the dense objective."""
-    pair_sampling: Literal["recency", "uniform"] = "recency"
-    """Stage 2: newer positions more often (the paper's second version), or all alike."""
-    scale: float = SCALE
-    """1 / temperature of the cosines."""
-    epochs: int = 20
-    """Most passes over the users."""
-    patience: int = 3
-    """Validations without a better one before training stops."""
-    batch_size: int = 256
-    """Users a step, of all processes together."""
-    learning_rate: float = 1e-3
-    """At its peak."""
-    warmup: float = 0.1
-    """Share of all steps until the peak."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    precision: Literal["auto", "bfloat16"] = "auto"
-    """Of the towers' forward pass; the loss is float32. auto: bfloat16 on a GPU, float32 on a CPU. bfloat16: on a CPU,
-    too, where it has AMX."""
-    seed: int = 0
-    """Of the order, the cuts, the samples, dropout. The caller seeds the initial weights."""
+__all__ = ["EpochRow", "LearnSettings", "Objective", "Watch", "fit_learn"]
 
 
 class EpochRow(NamedTuple):
@@ -153,8 +105,8 @@ def fit_learn(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, betas=BETAS, eps=1e-6, weight_decay=settings.weight_decay
     )
-    # accelerate's types are not followed; and DDP must see one forward a step, which is what `_TrainingStep` gives it
-    step, prepared = accelerator.prepare(_TrainingStep(network, settings, num_items), optimizer)
+    # accelerate's types are not followed; and DDP must see one forward a step, which is what `LearnObjective` gives it
+    step, prepared = accelerator.prepare(LearnObjective(network, settings, num_items), optimizer)
     state = _State()
     if watch.resume_from is not None:
         state = _resume(watch.resume_from, network, optimizer, device)
@@ -202,102 +154,8 @@ def fit_learn(
     return tuple(row._replace(is_best=row.epoch == state.best_epoch) for row in state.curve)
 
 
-class _TrainingStep(nn.Module):
-    """From a batch to its loss, so that data-parallel training sees one module with one forward pass."""
-
-    def __init__(self, network: LearnNetwork, settings: LearnSettings, num_items: int) -> None:
-        super().__init__()
-        self.network = network
-        self.settings = settings
-        self.num_items = num_items
-
-    def forward(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
-        """The objective's loss, a scalar."""
-        # not accelerate's: its precision is one for the whole process, and the ranker's is not ours to choose
-        half = self.settings.precision == "bfloat16" or torch.is_autocast_enabled(history_BL.device.type)
-        with torch.autocast(history_BL.device.type, torch.bfloat16, enabled=half):
-            return self._loss(history_BL, target_BT)
-
-    def _loss(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
-        match self.settings.objective:
-            case "dense":
-                return self._dense(history_BL, target_BT)
-            case "single":
-                return self._single(history_BL, target_BT)
-            case "full_softmax":
-                catalogue_Nd = self.network.items(torch.arange(self.num_items, device=history_BL.device))
-                users_Bd = self.network.last_users(history_BL)
-                return full_softmax_loss(users_Bd, target_BT[:, 0], catalogue_Nd, scale=self.settings.scale)
-            case "next_item":
-                return self._next_item(history_BL, target_BT)
-
-    def _dense(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
-        users_BLd, targets_BTd = self.network(history_BL, target_BT)
-        at_BH, valid_BH = self._sampled(history_BL)
-        of_BK, valid_BK = self._sampled(target_BT)
-        row_B1 = torch.arange(len(history_BL), device=history_BL.device).unsqueeze(1)
-        return dense_all_action_loss(
-            users_BLd[row_B1, at_BH],
-            valid_BH,
-            targets_BTd[row_B1, of_BK],
-            valid_BK,
-            target_BT[row_B1, of_BK],
-            scale=self.settings.scale,
-        )
-
-    def _sampled(self, rows_BL: Tensor) -> tuple[Tensor, Tensor]:
-        return sample_positions(
-            (rows_BL != PADDING).sum(dim=1),
-            rows_BL.shape[1],
-            self.settings.num_positions,
-            recency=self.settings.pair_sampling == "recency",
-        )
-
-    def _single(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
-        target_B1 = target_BT[:, :1]
-        users_Bd = self.network.last_users(history_BL)
-        all_valid_B1 = torch.ones_like(target_B1, dtype=torch.bool)
-        return dense_all_action_loss(
-            users_Bd.unsqueeze(1),
-            all_valid_B1,
-            self.network.targets(target_B1),
-            all_valid_B1,
-            target_B1,
-            scale=self.settings.scale,
-        )
-
-    def _next_item(self, history_BL: Tensor, target_BT: Tensor) -> Tensor:
-        # history and targets are put together again: each item is the target of those before it
-        most = self.network.shape.max_history + 1
-        whole = [
-            torch.cat([h[h != PADDING], t[t != PADDING]])[-most:] for h, t in zip(history_BL, target_BT, strict=True)
-        ]
-        sequence_BL = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=PADDING)
-        users_BLd = self.network.users(sequence_BL[:, :-1])
-        next_BL = sequence_BL[:, 1:]
-        is_there_BL = next_BL != PADDING
-        users_Md, next_M = users_BLd[is_there_BL], next_BL[is_there_BL]
-        if self.settings.num_negatives is None:
-            catalogue_Nd = self.network.items(torch.arange(self.num_items, device=history_BL.device))
-            return full_softmax_loss(users_Md, next_M, catalogue_Nd, scale=self.settings.scale)
-        drawn_K = torch.randperm(self.num_items, device=history_BL.device)[: self.settings.num_negatives]
-        distinct, place_M = torch.unique(next_M, return_inverse=True)
-        positive_Md = self.network.items(distinct)[place_M]
-        drawn_Kd = self.network.items(drawn_K)
-        return sampled_softmax_loss(users_Md, positive_Md, next_M, drawn_Kd, drawn_K, scale=self.settings.scale)
-
-
 def _tensors(batch: CutBatch, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch.history_BL).to(device), torch.from_numpy(batch.target_BT).to(device)
-
-
-def share_of_peak_rate(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to LEAST_RATE."""
-    warm = max(1, round(warmup * num_steps))
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, num_steps - warm)
-    return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _checkpoint(state: _State, network: LearnNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

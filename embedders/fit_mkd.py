@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from embedders.fit_learn import GRADIENT_NORM_LIMIT, LEAST_RATE
 from embedders.mkd import RepresentationStudent, Student
 from embedders.mkd_batches import PairBatches
 from embedders.mkd_objective import LossWeights
 from embedders.mkd_steps import training_step
+from embedders.rate_schedule import GRADIENT_NORM_LIMIT, LEAST_RATE
 from embedders.teacher_signal import TeacherSignal
 from embedders.trained_weights import copied
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from embedders.answer_form import AnswerForm
 from embedders.answer_loss import AnswerLoss, Answers, TeacherExample, TokenRow, answer_batch, answer_loss, token_rows
 from embedders.causal_lm import CausalLM
-from embedders.fit_learn import GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.low_rank import merged, with_low_rank
+from embedders.rate_schedule import GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.trained_weights import copied, put_back
 
 BETAS = (0.9, 0.95)

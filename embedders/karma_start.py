@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from embedders.fit_learn import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.histories import PADDING, padded_rows
 from embedders.karma import Choices, KarmaNetwork
 from embedders.karma_checks import check_finite
@@ -30,6 +29,7 @@ from embedders.karma_draws import CatalogueSample, KarmaLog
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_packing import KarmaBatch, pack
 from embedders.karma_settings import KarmaSettings
+from embedders.rate_schedule import BETAS, GRADIENT_NORM_LIMIT, share_of_peak_rate
 from embedders.trained_weights import copied, put_back
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedders.fit_learn import BETAS, share_of_peak_rate
 from embedders.karma_checks import check_finite
 from embedders.karma_losses import title_loss
 from embedders.karma_objective import KarmaObjective
 from embedders.karma_settings import KarmaSettings
 from embedders.karma_start import step_alone
+from embedders.rate_schedule import BETAS, share_of_peak_rate
 
 READERS = ("towers.adapter.", "towers.adapter_norm.", "towers.features.")
 """What makes an item's token, beside the language model."""
