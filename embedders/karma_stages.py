@@ -130,6 +130,7 @@ class KarmaStages:
                 seed=seed,
                 on_epoch=lambda number: progress.after_reading(number + 1, total),
             )
+            progress.after_reading(total, total)  # it may have stopped early
         self._told_by_the_first(HEADS)
         (loss,) = broadcast_object_list([loss])
         return KarmaLosses(train=loss, action=loss)

@@ -287,6 +287,21 @@ def test_the_heads_of_the_best_epoch_for_users_held_out_are_kept_and_training_st
     assert f"heads: epoch {best + 1} of 60 is kept, L_act of 24 users held out {losses[best]:.4f}" in caplog.text
 
 
+def test_a_stage_of_heads_that_stops_early_is_told_as_a_whole_pass(
+    make_network: Callable[..., KarmaNetwork], caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that a progress bar over all stages ends full."""
+    log, users = world(240), list[int]()
+    items_E = np.random.default_rng(5).integers(0, NUM_ITEMS, len(log.sequences.items_E)).astype(np.int32)
+    log = replace(log, sequences=Sequences(items_E, log.sequences.times_E, log.sequences.offsets_U))
+    settings = replace(SETTINGS, head_epochs=60, head_rate=1e-2, head_dropout=0.0, decodability=0.0, batch_size=120)
+    with caplog.at_level("INFO"):
+        fit_karma(make_network(), log, settings, watch=KarmaWatch(on_users=users.append))
+    assert "of 60 is kept" in caplog.text
+    assert "after epoch 60" not in caplog.text
+    assert sum(users) == 2 * 240
+
+
 def test_what_users_held_out_chose_trains_no_head(make_network: Callable[..., KarmaNetwork]) -> None:
     """They are all given another target: the heads after one epoch are the same to the bit; not so for the others."""
     after = []
