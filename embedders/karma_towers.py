@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from embedders.karma_features import FrozenFeatures, StandardFeatures
 from embedders.karma_packing import ITEM, READ_OUT, Packed
+from embedders.running_mean import running_mean
 from embedders.standard_scale import principal_directions
 
 SMALLEST_DEVIATION = 1e-4
@@ -45,6 +46,8 @@ class KarmaShape:
     residual: bool = False
     """Add the items' principal components to e, and their mean over the history to h, as LEARN's `residual` does
     [NF->P]: training starts at the quality of the mean of the history."""
+    residual_decay: float = 1.0
+    """What an item weighs in that mean beside the one after it [NF->P]; 1: the plain mean."""
 
 
 class KarmaTowers(nn.Module):
@@ -167,15 +170,17 @@ class KarmaTowers(nn.Module):
         return functional.normalize(users_Kd, dim=-1)
 
     def _mean_features(self, packed: Packed) -> Tensor:
-        """Mean of the features of the items that each read-out sees, [K, F]."""
+        """Mean of the features of the items that each read-out sees, [K, F], by `residual_decay`."""
         device = self.read_out_D.device
-        rows_M = packed.item_BL[packed.is_history].to(device)
-        features_BLF = torch.zeros(*packed.token_BL.shape, self.features.width, device=device)
-        features_BLF[packed.is_history.to(device)] = self.features(rows_M)
         row_K, place_K = packed.read_out_K2.unbind(dim=1)
-        last_K = packed.reach_BL[row_K, place_K]
-        num_items_K1 = (last_K + 1 - len(self.instruction)).unsqueeze(1).to(device)
-        return features_BLF.cumsum(dim=1)[row_K.to(device), last_K.to(device)] / num_items_K1
+        first = len(self.instruction)
+        newest_K = packed.reach_BL[row_K, place_K] - first
+        seen = slice(first, first + int(newest_K.max()) + 1)
+        is_item_BL = packed.is_history[:, seen]
+        features_BLF = torch.zeros(*is_item_BL.shape, self.features.width, device=device)
+        features_BLF[is_item_BL.to(device)] = self.features(packed.item_BL[:, seen][is_item_BL].to(device))
+        mean_BLF = running_mean(features_BLF, self.shape.residual_decay)
+        return mean_BLF[row_K.to(device), newest_K.to(device)]
 
 
 @torch.no_grad()

@@ -144,6 +144,7 @@ def _network(config: Config, pairs: FrozenPairs) -> KarmaNetwork:
         num_layers=config.language_model_layers,
         low_rank=config.low_rank,
         residual=config.residual,
+        residual_decay=config.residual_decay,
     )
     lm = load_causal_lm(config.language_model, dtype="float32", device="cpu")
     network = KarmaNetwork(lm, FrozenFeatures(pairs.content_NC, pairs.image_NV), shape)

@@ -53,6 +53,8 @@ from jobs.lake import Lake
 CUTOFFS = (50, 200, 1000)
 MOST_TITLE_TOKENS = 16
 VALIDATION_USERS = 300
+DECAY = 0.8
+"""Of a decayed residual: best or next to it on the validation users of all four data sets, untrained."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Variant:
     settings: KarmaSettings | None
     """None: LEARN, on the same users."""
     residual: bool = False
+    residual_decay: float = 1.0
     pictures: bool = False
     """Item tokens and item vectors are made of text and picture."""
 
@@ -113,6 +116,8 @@ def variants() -> dict[str, Variant]:
         "action + gen, residual": Variant(replace(both, reconstruction=False), residual=True),
         "action + recon, residual": Variant(replace(both, generation=False), residual=True),
         "action + gen + recon, residual": Variant(both, residual=True),
+        "action only, decayed residual": Variant(action, residual=True, residual_decay=DECAY),
+        "action + gen + recon, decayed residual": Variant(both, residual=True, residual_decay=DECAY),
         "action only, residual, InfoNCE": Variant(replace(action, action="infonce"), residual=True),
         "action + gen + recon, residual, InfoNCE": Variant(replace(both, action="infonce"), residual=True),
         "frozen language model, action only, residual": Variant(
@@ -128,6 +133,7 @@ def variants() -> dict[str, Variant]:
         ),
         "LEARN, next item": Variant(None),
         "LEARN, next item, residual": Variant(None, residual=True),
+        "LEARN, next item, decayed residual": Variant(None, residual=True, residual_decay=DECAY),
     }
 
 
@@ -223,7 +229,12 @@ class KarmaRun:
         self.world, self.variant, self.arguments, self.seed = world, variant, arguments, seed
         self.lm: CausalLM = load_causal_lm(arguments.language_model)
         torch.manual_seed(seed)
-        shape = KarmaShape(num_layers=arguments.layers, residual=variant.residual, low_rank=arguments.low_rank)
+        shape = KarmaShape(
+            num_layers=arguments.layers,
+            residual=variant.residual,
+            residual_decay=variant.residual_decay,
+            low_rank=arguments.low_rank,
+        )
         self.image_NV = world.image_NV if variant.pictures else None
         self.network = KarmaNetwork(self.lm, FrozenFeatures(world.content_NC, self.image_NV), shape)
         self.network.towers.standardise(world.content_NC, self.image_NV)
@@ -296,7 +307,11 @@ class KarmaRun:
             learning_rate=arguments.learning_rate,
             language_model_rate=arguments.language_model_rate,
         )
-        until_then = (self.variant.residual, self.variant.pictures, settings.action, settings.frozen_language_model)
+        variant = self.variant
+        until_then = (
+            (variant.residual, variant.residual_decay, variant.pictures),
+            (settings.action, settings.frozen_language_model),
+        )
         has_flow = settings.image != "off"  # among its weights, from the start
         first_joint = stages_of(settings).index("joint")
 
@@ -316,7 +331,13 @@ def train_learn(world: World, variant: Variant, arguments: argparse.Namespace, s
     """LEARN's network on the same users, as the other bench trains it."""
     split = world.split
     torch.manual_seed(seed)
-    shape = LearnShape(output_dim=128, dropout=0.2, max_history=MAX_HISTORY, residual=variant.residual)
+    shape = LearnShape(
+        output_dim=128,
+        dropout=0.2,
+        max_history=MAX_HISTORY,
+        residual=variant.residual,
+        residual_decay=variant.residual_decay,
+    )
     network = LearnNetwork(FrozenContent(world.content_NC), replace(shape, item_tower="single"))
     network.standardise(world.content_NC)
     chosen = some(len(split.validation_targets), VALIDATION_USERS, 0)

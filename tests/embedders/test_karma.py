@@ -1,6 +1,7 @@
 """Each read-out of a packed pass gives what it would give alone, and the decoders see what they may see."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,11 +71,11 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("shape", [{"residual": False}, {"residual": True}, {"residual": True, "residual_decay": 0.5}])
 def test_read_outs_that_share_a_history_give_what_each_gives_alone(
-    make_network: Callable[..., KarmaNetwork], residual: bool
+    make_network: Callable[..., KarmaNetwork], shape: dict[str, Any]
 ):
-    network = make_network(residual=residual)
+    network = make_network(**shape)
     network.towers.standardise(network.towers.features.frozen.content.content_NC)
     history, cuts, targets, queries = [4, 3, 9, 1, 7], [1, 3, 3, 5], [3, 1, 8, 2], [0, -1, 1, 0]
     # beside a longer history and one with fewer read-outs, so that padding is everywhere
@@ -99,6 +100,29 @@ def test_read_outs_that_share_a_history_give_what_each_gives_alone(
             assert by_itself is not None
             assert decoded[1][words].tolist() == by_itself[1].tolist() == [*TITLES[target], *network.end]
             close(decoded[0][words], by_itself[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_with_the_residual_comes_the_mean_of_what_a_read_out_sees_the_newest_weighing_most(
+    make_network: Callable[..., KarmaNetwork], decay: float
+):
+    towers = make_network(residual=True, residual_decay=decay).towers
+    histories, cuts = [[4, 3, 9, 1], [2, 5]], [[1, 3, 4], [2]]
+    packed = pack(
+        np.array([histories[0], [*histories[1], PADDING, PADDING]]),
+        np.array([cuts[0], [*cuts[1], 0, 0]]),
+        instruction=towers.instruction,
+        queries_BK=[[[7], [], []], [[], [], []]],
+        end=(0,),
+    )
+    _, found_KF = towers.read_out(packed, towers.states(packed))
+    assert found_KF is not None
+    seen = [history[:cut] for history, of_it in zip(histories, cuts, strict=True) for cut in of_it]
+    for found_F, rows in zip(found_KF, seen, strict=True):
+        weights = decay ** np.arange(len(rows) - 1, -1, -1)
+        expected_F = np.average(towers.features(torch.tensor(rows)).numpy(), axis=0, weights=weights)
+        np.testing.assert_allclose(found_F.numpy(), expected_F, rtol=1e-5, atol=1e-6)
 
 
 @torch.inference_mode()

@@ -334,6 +334,7 @@ def test_the_language_models_files_count_beside_its_name(trained: Lake, language
         {"title_epochs": 2, "title_rate": 1e-3},
         {"residual": False, "frozen_language_model": True},
         {"exposed": 0, "query_share": 0.0},
+        {"residual_decay": 0.5},
     ],
 )
 def test_changed_settings_train_another_model(
