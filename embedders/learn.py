@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedders.histories import PADDING
-from embedders.running_mean import running_mean
 from embedders.standard_scale import mean_and_scale, principal_directions
 
 ItemTower = Literal["sequence", "single", "content"]
@@ -52,8 +51,6 @@ class LearnShape:
     residual: bool = False
     """Add the content's principal components, averaged over the positions so far, to the projection [NF->P]: the
     network starts at the quality of the mean of the history, where a short log would never let it arrive."""
-    residual_decay: float = 1.0
-    """What a position weighs in that mean beside the one after it [NF->P]; 1: the plain mean."""
     item_tower: ItemTower = "sequence"
     """(a) sequence: targets as one causal sequence in training, each alone at serving; (b) single: each alone in both;
     (c) content: the content vector itself, so that `output_dim` must be the content width."""
@@ -212,7 +209,8 @@ class LearnNetwork(nn.Module):
         hidden_BLH = self.encoder(hidden_BLH, mask=mask_LL, is_causal=True)
         aligned_BLd = self.projection(hidden_BLH).float()
         if self.shortcut is not None:
-            aligned_BLd = aligned_BLd + running_mean(self.shortcut(content_BLC).float(), self.shape.residual_decay)
+            so_far_L1 = torch.arange(1, length + 1, device=hidden_BLH.device).unsqueeze(1)
+            aligned_BLd = aligned_BLd + self.shortcut(content_BLC).float().cumsum(dim=1) / so_far_L1
         return functional.normalize(aligned_BLd, dim=-1)
 
 

@@ -78,7 +78,8 @@ class Config(TrainingWindow, extra="forbid", frozen=True):
     residual: bool = True
     """Start from the mean of the history's principal components, so that training never begins below it [NF->P]."""
     residual_decay: float = Field(1.0, gt=0.0, le=1.0)
-    """What an item weighs in that mean beside the one after it [NF->P]; 1: all weigh the same."""
+    """What an item weighs in that mean beside the one after it [NF->P]; 1: all weigh the same. What comes next wants .8
+    (DECISIONS.md), what the next weeks bring 1."""
     action: Literal["pairwise", "infonce"] = "pairwise"
     """L_act: every negative by itself below the target (the paper's), or a softmax over all of them."""
     scale: PositiveFloat = 5.0

@@ -133,7 +133,6 @@ def variants() -> dict[str, Variant]:
         ),
         "LEARN, next item": Variant(None),
         "LEARN, next item, residual": Variant(None, residual=True),
-        "LEARN, next item, decayed residual": Variant(None, residual=True, residual_decay=DECAY),
     }
 
 
@@ -331,13 +330,7 @@ def train_learn(world: World, variant: Variant, arguments: argparse.Namespace, s
     """LEARN's network on the same users, as the other bench trains it."""
     split = world.split
     torch.manual_seed(seed)
-    shape = LearnShape(
-        output_dim=128,
-        dropout=0.2,
-        max_history=MAX_HISTORY,
-        residual=variant.residual,
-        residual_decay=variant.residual_decay,
-    )
+    shape = LearnShape(output_dim=128, dropout=0.2, max_history=MAX_HISTORY, residual=variant.residual)
     network = LearnNetwork(FrozenContent(world.content_NC), replace(shape, item_tower="single"))
     network.standardise(world.content_NC)
     chosen = some(len(split.validation_targets), VALIDATION_USERS, 0)
