@@ -118,7 +118,7 @@ def load_causal_lm(
     if absent := sorted(report["missing_keys"]):
         raise ValueError(
             f"load_causal_lm: the weights of {files.folder} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), "
-            "which would be left random. A teacher needs a decoder with its language-model head, not an encoder."
+            "which would be left random. This needs a decoder with its language-model head, not an encoder."
         )
     return CausalLM(files.model_id, model.eval().to(chosen), tokenizer)
 

@@ -81,7 +81,7 @@ def pairwise_action_loss(
     """
     of_exposed = (exposed_KMd, exposed_valid_KM, exposed_weight)
     positive_K1, kinds = _scores(user_Kd, positive_Kd, item_K, owner_K, of_exposed, sampled, scale, in_batch_weight)
-    loss_K = torch.zeros_like(positive_K1[:, 0])
+    loss_K = 0.0 * positive_K1[:, 0]  # a step has a gradient even where nobody has a negative
     for kind in kinds:
         loss_K = loss_K + kind.weight * _mean_where(functional.softplus(kind.score_KM - positive_K1), kind.valid_KM)
     return loss_K.sum() / max(1, len(loss_K))
@@ -134,13 +134,15 @@ def _scores(
     scale: float | None,
     in_batch_weight: float,
 ) -> tuple[Tensor, list[_Negatives]]:
-    """Of the target [K, 1], and of each kind of negatives."""
+    """Of the target [K, 1], and of each kind of negatives; of K read-outs K x K in-batch scores are made if wanted."""
     exposed_KMd, exposed_valid_KM, exposed_weight = of_exposed
     with _float32(user_Kd):
         users_Kd = (1.0 if scale is None else scale) * user_Kd.float()
         positive_K1 = (users_Kd * positive_Kd.float()).sum(dim=1, keepdim=True)
-        in_batch_KJ = users_Kd @ positive_Kd.float().T
-        kinds = [_Negatives(in_batch_KJ, ~_is_target_of_the_same_owner(item_K, owner_K, item_K), in_batch_weight)]
+        kinds = []
+        if in_batch_weight > 0.0:
+            is_own_KJ = _is_target_of_the_same_owner(item_K, owner_K, item_K)
+            kinds.append(_Negatives(users_Kd @ positive_Kd.float().T, ~is_own_KJ, in_batch_weight))
         if exposed_KMd is not None:
             assert exposed_valid_KM is not None, "exposed vectors need to say which of them are there"
             exposed_KM = (users_Kd.unsqueeze(1) * exposed_KMd.float()).sum(dim=2)
@@ -158,7 +160,7 @@ def _is_target_of_the_same_owner(item_K: Tensor, owner_K: Tensor, item_J: Tensor
     num_owners = int(owner_K.max()) + 1 if len(owner_K) else 0
     is_target = torch.zeros(num_owners, len(distinct), dtype=torch.bool, device=item_K.device)
     is_target[owner_K, group_K] = True
-    return is_target[owner_K][:, group_J]
+    return is_target[:, group_J][owner_K]
 
 
 def _mean_where(values_KJ: Tensor, valid_KJ: Tensor) -> Tensor:

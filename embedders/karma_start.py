@@ -45,7 +45,8 @@ READ_OUTS_AT_ONCE = 512
 
 FEWEST_HELD_OUT, MOST_HELD_OUT = 20, 2_000
 """Users; with fewer an epoch would be chosen by chance, so none is held out and the last epoch is kept. More say the
-same, and they are asked all together: with 8 read-outs each and 1,024 negatives in some 200 MB."""
+same, and they are asked all together: with 8 read-outs each and 1,024 negatives in some 300 MB,
+where the batch gives no negatives (`in_batch_weight` 0)."""
 
 HEAD_PATIENCE = 3
 """Epochs without a better loss of those held out before the heads' stage stops."""
@@ -151,7 +152,8 @@ def fit_heads(
 ) -> float:
     """Train the heads in place, and give the mean loss of the epoch that is kept: the best for users held out.
 
-    A user's read-outs are in one step, so that none of their targets is another's negative.
+    A user's read-outs are in one step, so that none of their targets is another's negative; but the ends of a step may
+    part a user.
 
     Args:
         objective: of the network; its language model takes no part.

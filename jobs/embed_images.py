@@ -6,8 +6,9 @@ writes  item_image_embeddings       one row per (item_id, event_timestamp); empt
 Only what is new or has changed, by the hash of its bytes, is encoded. Every shard is committed by itself, so a killed
 job loses one at most. `jobs.dated_vectors` says since when a vector counts as known: an item's first picture dates with
 the item, also one that was given or mended later, as the table of pictures has no history; a changed one, now. Do not
-let pictures follow what was clicked: they would be known to impressions before it. A picture that cannot be read has no
-vector; it is counted in the manifest, named in the log, and tried again by the next run.
+let pictures follow what was clicked: they would be known to impressions before it. A picture that cannot be read gets
+no vector, so its item keeps that of an earlier picture, or has none; it is counted in the manifest, named in the log,
+and tried again by the next run.
 """
 
 import hashlib
@@ -163,7 +164,7 @@ def embed_pictures(lake: Lake, encoder: "VisionEncoder", *, batch_size: int, sha
 
     if unreadable:
         logger.warning(
-            "embed_images: the pictures of %s items of %s cannot be read and have no vector (items %s)",
+            "embed_images: the pictures of %s items of %s cannot be read and get no vector (items %s)",
             f"{len(unreadable):_}",
             f"{len(pictures):_}",
             ", ".join(sorted(unreadable)[:NUM_SAMPLE_ITEMS]) + (", ..." if len(unreadable) > NUM_SAMPLE_ITEMS else ""),

@@ -24,6 +24,7 @@ from feature_repo.table_schemas import (
     ItemKarmaEmbeddings,
     ItemLearnEmbeddings,
     Items,
+    KarmaCurves,
     UserContentInterests,
     UserHistories,
     UserKarmaInterests,
@@ -46,6 +47,11 @@ TEMPERATURE = 0.7
 """Of those draws [NF->P]."""
 
 SEED = 0
+
+UNREAD = (
+    "not read as words: this model was trained without L_recon, which teaches the decoder to read vectors "
+    "([fit_embedder_karma] reconstruction = true, decodability above 0, and items with titles)"
+)
 
 
 class VectorTables(NamedTuple):
@@ -146,6 +152,7 @@ def explain(lake: Lake, tables: VectorTables, user_id: str, as_of: datetime | No
         }
     ).with_columns(in_history=pl.col("item_id").is_in(history["item_id"].implode()))
     history, nearest = _with_titles(lake, history), _with_titles(lake, nearest)
+    can_be_read = tables is METHODS["karma"] and _learnt_to_read(lake)
     anything = items.select("item_id").sample(min(ITEMS_FOR_COMPARISON, len(items)), seed=SEED)
     return Explanation(
         dated=dated,
@@ -156,7 +163,8 @@ def explain(lake: Lake, tables: VectorTables, user_id: str, as_of: datetime | No
         recall=index.recall_against_exact(_matrix(others), k),
         title_similarity=title_similarity(nearest, history),
         random_similarity=title_similarity(_with_titles(lake, anything), history),
-        words=_words(lake, user_identity, _matrix(mine[tables.user_vector])) if tables is METHODS["karma"] else (),
+        words=_words(lake, user_identity, _matrix(mine[tables.user_vector])) if can_be_read else (),
+        unread=UNREAD if tables is METHODS["karma"] and not can_be_read else None,
     )
 
 
@@ -178,6 +186,12 @@ def title_similarity(found: pl.DataFrame, history: pl.DataFrame) -> float | None
     )
     alike = [jaccard(words, then) for item, words in others for before, then in past if item != before]
     return sum(alike) / len(alike) if alike else None
+
+
+def _learnt_to_read(lake: Lake) -> bool:
+    """Whether KARMA's decoder was taught by L_recon. Without KARMA by now, that is said when it is loaded."""
+    kept = lake.read(KarmaCurves).filter("is_best")
+    return kept.is_empty() or kept["reconstruction_loss"].is_not_null().all()
 
 
 def _words(lake: Lake, identity: Fingerprint, vector_1D: NDArray[np.float32]) -> tuple[str, ...]:

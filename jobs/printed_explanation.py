@@ -25,6 +25,7 @@ class Explanation:
         title_similarity: of the nearest items to the history, see `title_similarity`.
         random_similarity: the same of items drawn at random.
         words: what the vector reads as, likeliest first; none where the method has no decoder.
+        unread: why a vector of a method with a decoder is not read; None where it is, or there is none.
     """
 
     dated: datetime
@@ -36,6 +37,7 @@ class Explanation:
     title_similarity: float | None
     random_similarity: float | None
     words: tuple[str, ...]
+    unread: str | None = None
 
 
 def print_explanation(console: Console, user_id: str, method: str, explanation: Explanation) -> None:
@@ -46,6 +48,8 @@ def print_explanation(console: Console, user_id: str, method: str, explanation: 
     for number, words in enumerate(explanation.words):
         console.print(Text("reads as: " if number == 0 else "      or: ", "bold"), end="")
         console.print(Text(words or "(no words)"), highlight=False)
+    if explanation.unread is not None:
+        console.print(Text(explanation.unread, "dim"))
     shown = explanation.history.head(len(explanation.nearest))
     older = explanation.history.height - shown.height
     past = _table(f"clicked before ({explanation.history.height:,} items, newest first)", "when", console.width)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedders.karma_losses import (
     ImageFlow,
@@ -207,6 +209,35 @@ def test_what_stands_at_invalid_places_does_not_matter(loss: ActionLoss) -> None
     (with_rubbish,) = torch.autograd.grad(loss(user, item, which, which, rubbish, nothing), user)
     (without,) = torch.autograd.grad(loss(user, item, which, which), user)
     assert torch.equal(with_rubbish, without)
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shape of all that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.made |= {
+            tuple(one.shape) for one in (out if isinstance(out, tuple | list) else [out]) if hasattr(one, "shape")
+        }
+        return out
+
+
+@ACTION_LOSSES
+def test_where_the_batch_gives_no_negatives_its_matrix_is_never_made(loss: ActionLoss) -> None:
+    users, items = unit(30, 4, seed=0), unit(30, 4, seed=1)
+    sampled = SampledItems(unit(5, 4, seed=2), torch.arange(100, 105), torch.ones(30, 5, dtype=torch.bool))
+    arguments = (users, items, torch.arange(30), torch.arange(30), None, None, sampled)
+    with Shapes() as with_it:
+        loss(*arguments, in_batch_weight=1.0)
+    assert (30, 30) in with_it.made
+    with Shapes() as without:
+        alone = loss(*arguments, in_batch_weight=0.0)
+    assert (30, 30) not in without.made
+    assert alone.item() == pytest.approx(loss(*arguments, in_batch_weight=1e-12).item())
 
 
 def test_gradients_of_l_act_are_those_of_finite_differences() -> None:

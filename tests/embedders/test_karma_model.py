@@ -1,6 +1,7 @@
 """What serves: the same vectors after saving, shared passes that change nothing, and no decoder anywhere."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embedders.causal_lm import CausalLM
+from embedders.fit_karma import KarmaLog, KarmaSettings, fit_karma
+from embedders.histories import Sequences
 from embedders.karma import KarmaNetwork
 from embedders.karma_decoder import KarmaDecoder
 from embedders.karma_features import FrozenFeatures
@@ -175,20 +178,32 @@ def test_nothing_that_only_training_needs_is_saved_or_takes_part_in_serving(netw
     np.testing.assert_array_equal(model.user_vectors(CONTENT_NC, *flat(HISTORIES)).vectors, vectors)
 
 
-def test_serving_runs_the_same_operations_with_and_without_the_regularisers(make_lm: Callable[..., CausalLM]):
-    def operations(trained_with: bool) -> list[str]:
-        torch.manual_seed(3)
-        network = KarmaNetwork(make_lm(), FrozenFeatures(CONTENT_NC), KarmaShape(output_dim=8))
-        if trained_with:
-            network.image_flow = torch.nn.Linear(8, 5)
-        model = KarmaModel.of_network(network)
-        with torch.profiler.profile() as profile:
-            model.user_vectors(CONTENT_NC, *flat(HISTORIES))
-        return sorted(
-            f"{event.name} {event.input_shapes}" for event in profile.events() if event.name.startswith("aten::")
-        )
+def test_a_model_trained_with_the_regularisers_serves_by_the_same_operations_and_bytes_as_one_without(
+    make_lm: Callable[..., CausalLM], tmp_path: Path
+):
+    everything = KarmaSettings(epochs=1, head_epochs=1, batch_size=4, read_outs=1, image="vector")
+    log = KarmaLog(Sequences.of_lists([[1, 2, 3, 4], [5, 6, 7], [8, 9, 1], [2, 4, 6]]), [[20 + i] for i in range(10)])
 
-    assert operations(True) == operations(False)
+    def served(settings: KarmaSettings, folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
+        torch.manual_seed(3)
+        network = KarmaNetwork(make_lm(), FrozenFeatures(CONTENT_NC, IMAGE_NV), KarmaShape(output_dim=8))
+        network.towers.standardise(CONTENT_NC, IMAGE_NV)
+        curve = fit_karma(network, log, settings)
+        assert (curve[-1].reconstruction_loss is None) == (settings.decodability == 0.0)
+        assert (curve[-1].image_loss is None) == (settings.decodability == 0.0)
+        KarmaModel.of_network(network).save(folder)
+        model = KarmaModel.load(folder)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            model.user_vectors(CONTENT_NC, *flat(HISTORIES), image_NV=IMAGE_NV)
+        ran = [f"{event.name} {event.input_shapes}" for event in profile.events() if event.name.startswith("aten::")]
+        assert any("[" in one.replace("[]", "") for one in ran), "the shapes are there to be compared"
+        weights = torch.load(folder / "network.pt", weights_only=True)
+        sizes = [(name, weight.numel()) for name, weight in weights.items()]
+        model_bytes = (folder / "language_model" / "model.safetensors").stat().st_size
+        return sorted(ran), [*sizes, ("language model", model_bytes)]
+
+    with_them = served(everything, tmp_path / "with")
+    assert with_them == served(replace(everything, decodability=0.0), tmp_path / "without")
 
 
 def test_low_rank_adapters_are_merged_before_anything_is_saved(make_lm: Callable[..., CausalLM], tmp_path: Path):

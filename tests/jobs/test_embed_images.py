@@ -140,7 +140,7 @@ def test_what_is_no_picture_has_no_vector_is_counted_named_and_tried_again(
     assert rows(lake).get_column("item_image_vector_id").to_list() == [0, 1]
     metadata = lake.manifest(ItemImageEmbeddings).metadata
     assert (metadata["num_unreadable"], metadata["unreadable_sample"]) == (3, ["i1", "i3", "i4"])
-    assert "pictures of 3 items of 5 cannot be read and have no vector (items i1, i3, i4)" in caplog.text
+    assert "pictures of 3 items of 5 cannot be read and get no vector (items i1, i3, i4)" in caplog.text
     before = lake.manifest(ItemImageEmbeddings)
     assert embed(lake, Eye()).seen[-2:] == [b"bad", b"bad too"]
     assert lake.manifest(ItemImageEmbeddings).digest == before.digest

@@ -164,6 +164,27 @@ def test_other_methods_have_no_words(embedded: Lake) -> None:
     assert "reads as" not in page.getvalue()
 
 
+@pytest.mark.parametrize("taught", [True, False])
+def test_only_a_model_that_was_taught_to_read_vectors_reads_them(karma_embedded: Lake, taught: bool) -> None:
+    epochs = pl.DataFrame(
+        {
+            "epoch": [0, 1],
+            "stage": ["heads", "joint"],
+            "reconstruction_loss": [None, 4.5 if taught else None],
+            "seconds": [1.0, 1.0],
+            "is_best": [False, True],
+        }
+    )
+    curves = pl.concat([KarmaCurves.create_empty(), epochs], how="diagonal_relaxed")
+    manifest = karma_embedded.manifest(KarmaCurves)
+    karma_embedded.write(KarmaCurves, curves, fingerprint=manifest.fingerprint, metadata=manifest.metadata)
+    page = io.StringIO()
+    found = explain_user.run(karma_embedded, "u03", method="karma", k=4, console=Console(file=page, width=300))
+    assert found.nearest.height == 4
+    assert bool(found.words) == ("reads as: " in page.getvalue()) == taught
+    assert ("not read as words: this model was trained without L_recon" in page.getvalue()) == (not taught)
+
+
 def test_without_karma_or_its_decoder_what_to_do_is_told(karma_embedded: Lake) -> None:
     def karma(lake: Lake, user_id: str = "u03") -> None:
         explain_user.run(lake, user_id, method="karma", console=Console(file=io.StringIO()))
