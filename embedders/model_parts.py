@@ -19,25 +19,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tailrank"
 
 
-def joined(parts: Sequence[Path], name: str, cache: Path) -> Path:
+def joined(parts: Sequence[Path], name: str, cache: Path, file: str | None = None) -> Path:
     """The folder that holds what the parts make, in order: one file, or the content of one zip archive.
 
     It appears complete or not at all, and two processes that make it at once do not disturb each other.
 
     Args:
-        parts: files whose bytes, one after another, are the whole. `model.gguf.part00` makes `model.gguf`.
+        parts: files whose bytes, one after another, are the whole.
         name: of the folder; other content wants another name.
         cache: the folder to make it in.
+        file: what the whole is called; by default as the first part without its number, `model.gguf` of
+            `model.gguf.part00`.
     """
     folder = cache / name
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    logger.info("joining %d parts of %s into %s, once", len(parts), parts[0].stem, folder)
+    file = file or parts[0].stem
+    logger.info("joining %d parts of %s into %s, once", len(parts), file, folder)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
         content = Path(scratch) / "content"
         content.mkdir()
-        whole = content / parts[0].stem
+        whole = content / file
         with whole.open("wb") as target:
             for part in parts:
                 with part.open("rb") as source:

@@ -54,7 +54,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """Which encoder reads what."""
 
     backbone: str = "minilm"
-    """Name of a packaged model (minilm, mpnet, smollm2, gemma3), path of a Hugging Face folder or of a GGUF file."""
+    """Name of a packaged model (minilm, mpnet, smollm2, gemma3, qwen2.5), path of a Hugging Face folder or of a GGUF
+    file."""
     prompt: Literal["learn", "learn_described", "amazon"] = "learn"
     """Item text: LEARN's six slots, the same with the description, or title, brand and category only."""
     max_tokens: PositiveInt = 500

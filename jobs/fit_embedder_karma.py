@@ -62,7 +62,7 @@ class Config(TrainingWindow, extra="forbid", frozen=True):
     """True: train KARMA, which takes language-model time. False: its tables are written empty, and feature services and
     rankers that need it are left out wherever [build_training_set] and [train_ranker] do not name their own."""
     language_model: str = "smollm2"
-    """Name of a packaged decoder (smollm2, gemma3), a local Hugging Face folder, or a GGUF file (Qwen, ...)."""
+    """Name of a packaged decoder (smollm2, gemma3, qwen2.5), a local Hugging Face folder, or a GGUF file."""
     language_model_layers: PositiveInt | None = None
     """The first so many blocks of it; by default all. Fewer are faster in proportion."""
     low_rank: PositiveInt | None = None

@@ -94,3 +94,18 @@ def test_a_model_in_parts_is_found_by_name_among_installed_packages(tmp_path: Pa
     assert files.folder == tmp_path / "cache" / "tailrank" / "some-1.2" / "some-model"
     assert set(files.weights) == {"config.json", "model.safetensors"}
     assert sorted(path.name for path in site.rglob("*.zip.*")) == ["some.zip.001", "some.zip.002"]
+
+
+def test_parts_whose_names_do_not_say_what_they_make_are_joined_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    site = tmp_path / "site"
+    install(site, "some-part1", {"some_part1/data/part01.bin": b"GGUF and ", "some_part1/data/other.txt": b""})
+    install(site, "some-part2", {"some_part2/data/part02.bin": b"the rest"})
+    in_parts = ModelInParts(("some-part1", "some-part2"), "data/part*.bin", "some.gguf", are_named=False)
+    monkeypatch.setitem(PACKAGED_MODELS, "some", in_parts)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = find_model_files("some")
+    assert (files.model_id, files.gguf_file) == ("some", "some.gguf")
+    assert files.weights["some.gguf"].read_bytes() == b"GGUF and the rest"
