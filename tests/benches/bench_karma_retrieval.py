@@ -117,7 +117,6 @@ def variants() -> dict[str, Variant]:
         "action + recon, residual": Variant(replace(both, generation=False), residual=True),
         "action + gen + recon, residual": Variant(both, residual=True),
         "action only, decayed residual": Variant(action, residual=True, residual_decay=DECAY),
-        "action + gen + recon, decayed residual": Variant(both, residual=True, residual_decay=DECAY),
         "action only, residual, InfoNCE": Variant(replace(action, action="infonce"), residual=True),
         "action + gen + recon, residual, InfoNCE": Variant(replace(both, action="infonce"), residual=True),
         "frozen language model, action only, residual": Variant(
